@@ -1,0 +1,1 @@
+"""One adapter for each framework: it holds state, device and saving, and no mathematics."""

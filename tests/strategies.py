@@ -1,0 +1,53 @@
+"""What Hypothesis draws: batches, options and whole histories, as NumPy arrays."""
+
+from typing import NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+MAX_DIM = 4
+MAX_CAPACITY = 9
+
+dims = st.integers(1, MAX_DIM)
+capacities = st.integers(1, MAX_CAPACITY)
+labels = st.integers(0, 3)
+big_integers = st.sampled_from([0, 1, 2**24 + 1, 2**31 + 7, 2**40 + 5, 2**63 - 1])
+sample_ids = st.one_of(st.integers(-1, 5), big_integers)
+
+eighths = st.integers(-64, 64).map(lambda n: n / 8)
+"""Numbers that every float format holds exactly."""
+
+
+class Batch(NamedTuple):
+    """One call's input."""
+
+    x: np.ndarray
+    labels: np.ndarray
+    ids: np.ndarray | None
+    mask: np.ndarray | None
+
+
+@st.composite
+def batches(draw, dim, *, sizes=None, finite=True, with_ids=None):
+    """Draw a batch of any size, with or without ids and a mask; rows that are not finite on request."""
+    size = draw(st.integers(0, 2 * MAX_CAPACITY + 1) if sizes is None else sizes)
+    x = draw(hnp.arrays(np.float32, (size, dim), elements=eighths))
+    if not finite and size:
+        bad = draw(st.lists(st.tuples(st.integers(0, size - 1), st.sampled_from([np.nan, np.inf, -np.inf])), max_size=2))
+        for row, value in bad:
+            x[row, draw(st.integers(0, dim - 1))] = value
+    with_ids = draw(st.booleans()) if with_ids is None else with_ids
+    return Batch(
+        x,
+        draw(hnp.arrays(np.int64, (size,), elements=labels | big_integers)),
+        draw(hnp.arrays(np.int64, (size,), elements=sample_ids)) if with_ids else None,
+        draw(st.none() | hnp.arrays(np.bool_, (size,))),
+    )
+
+
+@st.composite
+def histories(draw, *, dim=None, finite=True, steps=st.integers(1, 6), with_ids=None):
+    """Draw a run of batches of one embedding size."""
+    dim = draw(dims) if dim is None else dim
+    return [draw(batches(dim, finite=finite, with_ids=with_ids)) for _ in range(draw(steps))]

@@ -1,0 +1,89 @@
+"""The table of backends: one row for each array library, and every skip and expected failure with its reason.
+
+A test takes the fixture `backend` and names no library. `XBM_REQUIRE_BACKENDS` (comma-separated names) turns a library
+that is not installed from an absent row into a failure.
+"""
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from types import ModuleType
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One array library as the tests see it."""
+
+    name: str
+    xp: ModuleType
+    storable: tuple[str, ...]  # memory dtypes it has
+
+    def __repr__(self):
+        return self.name
+
+    def array(self, x, dtype=None):
+        """Return x as an array of this library; NumPy's own dtype unless one is named."""
+        x = np.asarray(x)
+        dtype = None if dtype is None else getattr(self.xp, dtype)
+        # Copied, since a library may share memory with NumPy and every transition consumes its state.
+        return self.xp.asarray(x.tolist() if x.ndim == 0 else x.copy(), dtype=dtype or self._dtype(x))
+
+    def _dtype(self, x):
+        return getattr(self.xp, x.dtype.name)
+
+    def numpy(self, x):
+        """Return an array of this library as a NumPy array; bfloat16 as float32."""
+        if str(x.dtype).endswith("bfloat16"):
+            x = self.xp.astype(x, self.xp.float32)
+        return np.array(x.numpy() if hasattr(x, "numpy") else x)
+
+
+def _numpy():
+    import array_api_compat.numpy as xp
+
+    return Backend("numpy", xp, ("float32", "float16", "float64"))
+
+
+def _torch():
+    import array_api_compat.torch as xp
+
+    return Backend("torch", xp, ("float32", "bfloat16", "float16", "float64"))
+
+
+def _strict():
+    import array_api_strict as xp
+
+    xp.set_array_api_strict_flags(
+        boolean_indexing=False, data_dependent_shapes=False, enabled_extensions=(), api_version="2025.12"
+    )
+    return Backend("strict", xp, ("float32", "float64"))
+
+
+ROWS = {
+    "numpy": ("numpy", _numpy),
+    "torch": ("torch", _torch),
+    "strict": ("array_api_strict", _strict),
+}
+
+NOT_APPLICABLE = {
+    # (test, backend): reason
+}
+
+
+def required():
+    """Return the names of the backends that must be installed."""
+    names = [name for name in os.environ.get("XBM_REQUIRE_BACKENDS", "").split(",") if name]
+    unknown = set(names) - set(ROWS)
+    if unknown:
+        raise ValueError(f"XBM_REQUIRE_BACKENDS names {sorted(unknown)}, the table has {sorted(ROWS)}")
+    return names
+
+
+def installed():
+    """Return the rows that can run here, in the table's order."""
+    missing = [name for name in required() if find_spec(ROWS[name][0]) is None]
+    if missing:
+        raise ModuleNotFoundError(f"required backends are not installed: {', '.join(missing)}")
+    return [make() for module, make in ROWS.values() if find_spec(module)]

@@ -1,0 +1,427 @@
+"""The step: against a deque and double loops, over drawn histories."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+import xbm
+from tests import oracle
+from tests.pair_losses import BatchHard, Similar
+from tests.strategies import capacities, histories
+from tests.test_memory import assert_same_state, snapshot
+from xbm.objective import REPORT
+
+
+def keywords(backend, **given_ones):
+    """Return the arrays that were given, in a library."""
+    return {name: backend.array(value) for name, value in given_ones.items() if value is not None}
+
+
+def away_from_thresholds(z, keys, thresholds=(0.5, 1.0)):
+    """Tell whether no similarity is within 1e-3 of a margin, where the loss has a kink (a row with itself aside)."""
+    S = z @ keys.T
+    return all(np.all((np.abs(S - threshold) > 1e-3) | (S > 1 - 1e-9)) for threshold in thresholds)
+
+
+@given(
+    history=histories(),
+    capacity=capacities,
+    warmup=st.integers(0, 3),
+    weight=st.sampled_from([0.0, 0.5, 1.0]),
+    copies=st.sampled_from(["exclude", "keep"]),
+    reduction=st.sampled_from(["mean", "sum"]),
+    in_batch=st.booleans(),
+    block_rows=st.integers(1, 10),
+)
+def test_step_is_its_definition(
+    backend, history, capacity, warmup, weight, copies, reduction, in_batch, block_rows
+):
+    """Losses, gradients and memory of whole runs equal those of loops over a deque."""
+    objective = xbm.Objective(
+        loss=xbm.Contrastive(reduction=reduction),
+        warmup=warmup,
+        weight=weight,
+        copies=copies,
+        in_batch=in_batch,
+        block_rows=block_rows,
+    )
+    state = xbm.init(capacity, history[0].x.shape[1], dtype=backend.xp.float64, xp=backend.xp)
+    model = oracle.Memory(capacity)
+
+    def loss_of(*row):
+        return oracle.contrastive(*row, reduction=reduction)
+
+    for call, batch in enumerate(history):
+        x = batch.x.astype(np.float64)
+        z = oracle.normalize(x)
+        result = objective.step(
+            state, backend.array(x), backend.array(batch.labels), **keywords(backend, ids=batch.ids, mask=batch.mask)
+        )
+        model.enqueue(z, batch.labels, batch.ids, batch.mask, mark=True)
+
+        def expected(x, batch=batch, call=call):
+            z = oracle.normalize(x)
+            total = oracle.batch_term(z, batch.labels, loss=loss_of) if in_batch else 0.0
+            if call >= warmup:
+                total += weight * oracle.memory_term(
+                    model, z, batch.labels, batch.ids, copies=copies, loss=loss_of
+                )
+            return total
+
+        assert float(result.loss) == pytest.approx(expected(x), rel=1e-9, abs=1e-12)
+        stored = np.asarray([row.z for row in model.rows]).reshape(-1, x.shape[1])
+        if len(x) and np.all(np.linalg.norm(x, axis=1) > 0.1) and away_from_thresholds(z, np.vstack([z, stored])):
+            # With exact duplicates S = 1, on the positives' margin: one-sided there.
+            if not np.any(np.triu(z @ np.vstack([z, stored]).T > 1 - 1e-9, 1)):
+                found = backend.numpy(result.gradient)
+                np.testing.assert_allclose(found, oracle.gradient(expected, x), rtol=1e-4, atol=1e-6)
+        model.end_call()
+        state = result.state
+        rows = xbm.rows(state)
+        np.testing.assert_allclose(backend.numpy(rows.embeddings), stored, rtol=1e-12)
+        assert backend.numpy(rows.labels).tolist() == [row.label for row in model.rows]
+        assert backend.numpy(rows.ids).tolist() == [row.id for row in model.rows]
+        assert int(state.step) == call + 1
+
+
+@given(seed=st.integers(0, 2**32 - 1), calls=st.integers(1, 4), capacity=st.integers(1, 12), size=st.integers(1, 5))
+def test_gradient_is_finite_differences(backend, seed, calls, capacity, size):
+    """General position: no ties, no duplicates, no thresholds; memory rows are constants."""
+    rng = np.random.default_rng(seed)
+    objective = xbm.Objective(warmup=0, block_rows=3)
+    state = xbm.init(capacity, 4, dtype=backend.xp.float64, xp=backend.xp)
+    model = oracle.Memory(capacity)
+    for _ in range(calls):
+        x, labels = rng.normal(size=(size, 4)), rng.integers(3, size=size)
+        z = oracle.normalize(x)
+        result = objective.step(state, backend.array(x), backend.array(labels))
+        model.enqueue(z, labels, mark=True)
+        stored = np.asarray([row.z for row in model.rows])
+        assume(away_from_thresholds(z, stored) and away_from_thresholds(z, z))
+
+        def expected(x, labels=labels):
+            z = oracle.normalize(x)
+            return oracle.batch_term(z, labels) + oracle.memory_term(model, z, labels)
+
+        np.testing.assert_allclose(
+            backend.numpy(result.gradient), oracle.gradient(expected, x), rtol=1e-5, atol=1e-7
+        )
+        model.end_call()
+        state = result.state
+
+
+@given(history=histories(with_ids=True), capacity=capacities)
+def test_evaluation_leaves_the_memory_alone(backend, history, capacity):
+    objective = xbm.Objective(warmup=1)
+    state = xbm.init(capacity, history[0].x.shape[1], xp=backend.xp)
+    model = oracle.Memory(capacity)
+    for batch in history:
+        x, labels = backend.array(batch.x), backend.array(batch.labels)
+        before = snapshot(backend, state)
+        result = objective.evaluate(state, x, labels, **keywords(backend, ids=batch.ids), gradient=True)
+        assert_same_state(backend, state, before)
+        assert_same_state(backend, result.state, before)
+        z = oracle.normalize(batch.x)
+        expected = oracle.batch_term(z, batch.labels)
+        if model.step >= 1:
+            expected += oracle.memory_term(model, z, batch.labels, batch.ids)
+        # Float32 rounds similarities on the margin of 0.5 to either side, where the count of active negatives jumps.
+        stored = np.asarray([row.z for row in model.rows]).reshape(-1, x.shape[1])
+        if away_from_thresholds(z, np.vstack([z, stored]), thresholds=(0.5,)):
+            assert float(result.loss) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        state = objective.step(state, x, labels, **keywords(backend, ids=batch.ids, mask=batch.mask)).state
+        model.enqueue(z, batch.labels, batch.ids, batch.mask)
+        model.end_call()
+
+
+@given(history=histories(), capacity=capacities, seed=st.integers(0, 100))
+def test_names_of_classes_and_samples_change_nothing(backend, history, capacity, seed):
+    rename = np.random.default_rng(seed).permutation(np.arange(1000, 1010))
+    objective = xbm.Objective(warmup=0)
+    dim = history[0].x.shape[1]
+    states = [xbm.init(capacity, dim, dtype=backend.xp.float64, xp=backend.xp) for _ in range(2)]
+    for batch in history:
+        losses = []
+        for which, state in enumerate(states):
+            labels, ids = batch.labels % 4, None if batch.ids is None else np.where(batch.ids < 0, -1, batch.ids % 6)
+            if which:
+                labels = rename[labels]
+                ids = None if ids is None else np.where(ids < 0, -1, rename[ids])
+            x = backend.array(batch.x.astype(np.float64))
+            result = objective.step(
+                state, x, backend.array(labels), **keywords(backend, ids=ids, mask=batch.mask)
+            )
+            states[which] = result.state
+            losses.append((backend.numpy(result.loss), backend.numpy(result.gradient), backend.numpy(result.report)))
+        for one, other in zip(*losses, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@given(history=histories(), capacity=capacities)
+def test_warmup_is_the_plain_loss_exactly(backend, history, capacity):
+    dim = history[0].x.shape[1]
+    state = xbm.init(capacity, dim, xp=backend.xp)
+    warm = xbm.Objective(warmup=len(history))
+    for batch in history:
+        x, labels = backend.array(batch.x), backend.array(batch.labels)
+        plain = xbm.Objective(warmup=0).evaluate(xbm.init(1, dim, xp=backend.xp), x, labels, gradient=True)
+        result = warm.step(state, x, labels, **keywords(backend, ids=batch.ids, mask=batch.mask))
+        state = result.state
+        np.testing.assert_array_equal(backend.numpy(result.loss), backend.numpy(plain.loss))
+        np.testing.assert_array_equal(backend.numpy(result.gradient), backend.numpy(plain.gradient))
+    assert int(state.step) == len(history)
+
+
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 6), repeat=st.integers(1, 3))
+def test_memory_that_holds_the_batch_has_its_value_and_the_anchors_gradient(backend, seed, size, repeat):
+    rng = np.random.default_rng(seed)
+    x, labels = backend.array(rng.normal(size=(size, 5))), backend.array(rng.integers(3, size=size))
+    state = xbm.init(size, 5, dtype=backend.xp.float64, xp=backend.xp)
+    alone = replace(xbm.Objective(warmup=0), in_batch=False)
+    plain = replace(xbm.Objective(warmup=0), weight=0.0).evaluate(state, x, labels, gradient=True)
+    for _ in range(repeat):
+        result = alone.step(state, x, labels)
+        state = result.state
+    assert float(result.loss) == pytest.approx(float(plain.loss), rel=1e-12)
+    # Mean contrastive weighs a pair differently for its two anchors, so half the gradient is compared pair by pair.
+    z = oracle.normalize(backend.numpy(x))
+    total = np.sum(z * backend.numpy(result.gradient))
+    assert total == pytest.approx(0, abs=1e-9)
+
+
+@given(history=histories(with_ids=True), capacity=capacities)
+def test_copies_are_no_pairs(backend, history, capacity):
+    """A memory full of the anchors' own older rows says nothing; kept ones do."""
+    batch = history[0]
+    assume(len(batch.x))
+    size = len(batch.x)
+    ids, labels = backend.array(np.arange(size)), backend.array(np.zeros(size, np.int64))
+    x = backend.array(batch.x)
+    for copies in ("exclude", "keep"):
+        objective = xbm.Objective(warmup=0, in_batch=False, copies=copies)
+        state = xbm.init(size, batch.x.shape[1], xp=backend.xp)
+        state = objective.step(state, x, labels, ids=ids).state
+        none_stored = backend.array(np.zeros(size, bool))
+        result = objective.step(state, x[:1, ...], labels[:1], ids=ids[:1], mask=none_stored[:1])
+        others = oracle.normalize(batch.x)
+        rows = [j for j in range(size) if j or copies == "keep"]
+        expected = oracle.contrastive([others[0] @ others[j] for j in rows], [True] * len(rows), [False] * len(rows))
+        assert float(result.loss) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_two_views_in_one_call_stay_positives(backend):
+    x = backend.array(np.asarray([[1.0, 0.0], [0.6, 0.8]]))
+    same = backend.array(np.asarray([3, 3]))
+    objective = xbm.Objective(warmup=0)
+    result = objective.step(xbm.init(8, 2, dtype=backend.xp.float64, xp=backend.xp), x, same, ids=same)
+    assert float(result.loss) == pytest.approx(2 * 0.4)  # 1 - 0.6 in the batch, and the same in the memory
+
+
+def test_filled_rows_are_older_than_the_call_to_come(backend):
+    objective = xbm.Objective(warmup=0, in_batch=False)
+    x, one = backend.array(np.asarray([[1.0, 0.0]])), backend.array(np.asarray([5]))
+    state = objective.store(xbm.init(4, 2, xp=backend.xp), x, one, ids=one)
+    assert int(state.step) == 0
+    result = objective.step(state, x, one, ids=one)
+    assert float(result.report[REPORT.index("pairs")]) == 0
+    assert float(result.report[REPORT.index("drift")]) == 0
+    assert float(result.report[REPORT.index("drift_age")]) == 1
+
+
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 5), more=st.integers(0, 3), capacity=capacities)
+def test_queries_against_keys(backend, seed, size, more, capacity):
+    """Keys are stored and compared; no query is, and nothing is excluded."""
+    rng = np.random.default_rng(seed)
+    objective = xbm.Objective(warmup=0)
+    state, model = xbm.init(capacity, 3, dtype=backend.xp.float64, xp=backend.xp), oracle.Memory(capacity)
+    for _ in range(2):
+        q, k = rng.normal(size=(size, 3)), rng.normal(size=(size + more, 3))
+        labels, key_labels = rng.integers(3, size=size), rng.integers(3, size=size + more)
+        result = objective.step(
+            state,
+            backend.array(q),
+            backend.array(labels),
+            keys=backend.array(k),
+            key_labels=backend.array(key_labels),
+        )
+        model.enqueue(oracle.normalize(k), key_labels)
+
+        def expected(q, k, labels=labels, key_labels=key_labels):
+            z, keys = oracle.normalize(q), oracle.normalize(k)
+            return oracle.batch_term(z, labels, keys, key_labels) + oracle.memory_term(model, z, labels)
+
+        assert float(result.loss) == pytest.approx(expected(q, k), rel=1e-9)
+        zq, stored = oracle.normalize(q), np.asarray([row.z for row in model.rows])
+        if away_from_thresholds(zq, np.vstack([oracle.normalize(k), stored])):
+            np.testing.assert_allclose(
+                backend.numpy(result.gradient), oracle.gradient(lambda q, k=k: expected(q, k), q), rtol=1e-5, atol=1e-7
+            )
+            np.testing.assert_allclose(
+                backend.numpy(result.key_gradient),
+                oracle.gradient(lambda k, q=q: oracle.batch_term(
+                    oracle.normalize(q), labels, oracle.normalize(k), key_labels), k),  # fmt: skip
+                rtol=1e-5,
+                atol=1e-7,
+            )
+        model.end_call()
+        state = result.state
+
+
+def test_micro_batches_see_earlier_ones(backend):
+    x, labels = backend.array(np.asarray([[1.0, 0.0], [0.0, 1.0]])), backend.array(np.asarray([0, 0]))
+    objective = xbm.Objective(warmup=0, in_batch=False)
+    state = xbm.init(8, 2, xp=backend.xp)
+    first = objective.step(state, x[:1, ...], labels[:1])
+    second = objective.step(first.state, x[1:, ...], labels[1:])
+    assert float(first.loss) == 0
+    assert float(second.loss) == 1
+
+
+def test_huge_tiny_and_zero_rows(backend):
+    x = np.asarray([[3e30, 4e30], [3e-5, 4e-5], [0.0, 0.0]], np.float32)
+    labels = backend.array(np.asarray([0, 0, 1]))
+    result = xbm.Objective(warmup=0).step(xbm.init(3, 2, xp=backend.xp), backend.array(x), labels)
+    expected = [[0.6, 0.8], [0.6, 0.8], [0.0, 0.0]]
+    np.testing.assert_allclose(backend.numpy(xbm.rows(result.state).embeddings), expected, rtol=1e-6)
+    assert np.all(np.isfinite(backend.numpy(result.gradient)))
+    assert np.isfinite(float(result.loss))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nonfinite_rows_are_skipped_and_counted_while_the_loss_shows_them(backend, value):
+    x = np.asarray([[1.0, 0.0], [value, 1.0]])
+    labels = backend.array(np.asarray([0, 0]))
+    state = xbm.init(4, 2, xp=backend.xp)
+    with np.errstate(invalid="ignore"):  # NumPy's own word about inf / inf
+        result = xbm.Objective(warmup=0).step(state, backend.array(x), labels)
+    assert np.isnan(float(result.loss))
+    assert int(result.state.count) == 1
+    assert float(result.report[REPORT.index("skipped")]) == 1
+    clean = xbm.Objective(warmup=0).step(result.state, backend.array(x[:1]), labels[:1])
+    assert np.isfinite(float(clean.loss))
+    before = snapshot(backend, clean.state)
+    with np.errstate(invalid="ignore"), pytest.raises(ValueError, match=r"1 of the embeddings \(2, 2\) are not finite"):
+        xbm.Objective(on_nonfinite="raise").step(clean.state, backend.array(x), labels)
+    assert_same_state(backend, clean.state, before)
+
+
+def test_an_infinite_memory_term_does_not_reach_the_warmup(backend):
+    """The term is selected away, never multiplied by 0."""
+    objective = xbm.Objective(loss=xbm.Contrastive(pos_margin=1e308), warmup=2, normalize=False, in_batch=False)
+    state = xbm.init(4, 1, dtype=backend.xp.float64, xp=backend.xp)
+    x = np.asarray([[1e150], [-1e160]])
+    with np.errstate(over="ignore"):
+        result = objective.step(state, backend.array(x), backend.array(np.asarray([0, 0])))
+    assert float(result.loss) == 0
+
+
+def test_dtypes(backend):
+    """S in float32, or float64 if an input is; the gradient in the input's."""
+    xp = backend.xp
+    labels = backend.array(np.asarray([0, 0]))
+    for rows in backend.storable:
+        for given_as in backend.storable:
+            state = xbm.init(4, 2, dtype=getattr(xp, rows), xp=xp)
+            x = xp.astype(backend.array(np.asarray([[1.0, 0.0], [0.5, 0.5]])), getattr(xp, given_as))
+            result = xbm.Objective(warmup=0).step(state, x, labels)
+            assert result.loss.dtype == (xp.float64 if "float64" in (rows, given_as) else xp.float32)
+            assert result.gradient.dtype == x.dtype
+            assert result.state.embeddings.dtype == getattr(xp, rows)
+            assert result.report.dtype == xp.float32
+            assert float(result.loss) == pytest.approx(2 * (1 - 0.5**0.5), rel=1e-2)
+
+
+def test_report(backend):
+    objective = xbm.Objective(warmup=0, weight=0.5)
+    state = xbm.init(4, 2, dtype=backend.xp.float64, xp=backend.xp)
+    x, labels = np.asarray([[1.0, 0.0], [0.0, 1.0]]), backend.array(np.asarray([0, 1]))
+    ids = backend.array(np.asarray([10, 11]))
+    objective.step(state, backend.array(x), labels, ids=ids)
+    state = objective.step(xbm.init(4, 2, dtype=backend.xp.float64, xp=backend.xp), backend.array(x), labels, ids=ids).state
+    moved = backend.array(np.asarray([[0.8, 0.6]]))
+    result = objective.step(state, moved, labels[:1], ids=ids[:1])
+    report = dict(zip(REPORT, backend.numpy(result.report).tolist(), strict=True))
+    assert report["batch_loss"] == 0
+    assert report["memory_loss"] == pytest.approx(0.5 * 0.1)  # its copy is left out, the other row is 0.6 - 0.5 too near
+    assert report["fill"] == 0.75
+    assert report["pairs"] == 1
+    assert report["drift"] == pytest.approx(0.2**2 + 0.6**2)
+    assert report["drift_age"] == 1
+    assert report["skipped"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "sentence"),
+    [
+        ({"weight": -1.0}, ValueError, "weight must be a finite number of at least 0, got -1.0"),
+        ({"weight": float("nan")}, ValueError, "weight must be a finite number"),
+        ({"weight": "1"}, TypeError, "weight must be a number, got '1'"),
+        ({"warmup": -1}, ValueError, "warmup must be at least 0, got -1"),
+        ({"warmup": 1.5}, TypeError, "warmup must be an int, got 1.5"),
+        ({"copies": "drop"}, ValueError, "copies must be 'exclude' or 'keep', got 'drop'"),
+        ({"on_nonfinite": "ignore"}, ValueError, "on_nonfinite must be 'skip' or 'raise'"),
+        ({"normalize": 1}, TypeError, "normalize must be True or False, got 1"),
+        ({"in_batch": None}, TypeError, "in_batch must be True or False"),
+        ({"block_rows": 0}, ValueError, "block_rows must be at least 1"),
+        ({"loss": "contrastive"}, TypeError, "loss must be an xbm.PairLoss, got 'contrastive'"),
+        ({"miner": "hard"}, TypeError, "miner must be an xbm.Miner, got 'hard'"),
+        ({"loss": BatchHard(), "normalize": False}, ValueError, "BatchHard is a function of cosines"),
+        ({"loss": BatchHard(), "miner": Similar(), "normalize": False}, ValueError, "function of cosines"),
+    ],
+)
+def test_objective_refuses(options, error, sentence):
+    with pytest.raises(error, match=sentence):
+        xbm.Objective(**options)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "sentence"),
+    [
+        ({"keys": np.ones((2, 4))}, ValueError, r"keys must have shape \(B, 3\)"),
+        ({"key_labels": np.zeros(2, np.int64)}, ValueError, "key_labels were given without keys"),
+        ({"keys": np.ones((3, 3))}, ValueError, r"key_labels must have shape \(3,\)"),
+        (
+            {"keys": np.ones((1, 3)), "key_labels": np.zeros(1, np.int64), "ids": np.zeros(2, np.int64)},
+            ValueError,
+            "2 queries and 1 keys",
+        ),
+        ({"mask": np.ones(3, bool)}, ValueError, r"mask must have shape \(2,\)"),
+        ({"labels": np.zeros(2)}, TypeError, "labels must be integers"),
+        ({"x": np.ones((2, 4))}, ValueError, r"embeddings must have shape \(B, 3\)"),
+        ({"ids": np.zeros(2)}, TypeError, "ids must be integers"),
+    ],
+)
+def test_step_refuses_and_loses_nothing(backend, change, error, sentence):
+    state = xbm.init(4, 3, xp=backend.xp)
+    good = {"x": np.ones((2, 3)), "labels": np.zeros(2, np.int64)}
+    before = snapshot(backend, state)
+    with pytest.raises(error, match=sentence):
+        xbm.Objective().step(state, **{name: backend.array(one) for name, one in (good | change).items()})
+    assert_same_state(backend, state, before)
+
+
+@given(history=histories(with_ids=True), capacity=capacities, steps_apart=st.integers(1, 3))
+def test_drift_is_the_mean_over_returning_samples(backend, history, capacity, steps_apart):
+    dim = history[0].x.shape[1]
+    state, model = xbm.init(capacity, dim, dtype=backend.xp.float64, xp=backend.xp), oracle.Memory(capacity)
+    for batch in history:
+        x = batch.x.astype(np.float64)
+        found = xbm.drift.returning(state, backend.array(x), backend.array(batch.ids))
+        # Each old row meets the first of the batch's rows with its id; at most B old rows are read, the newest.
+        first = {sample: i for i, sample in reversed(list(enumerate(batch.ids.tolist()))) if sample >= 0}
+        pairs = [(x[first[row.id]] - row.z, model.step - row.stored_at) for row in model.rows if row.id in first]
+        pairs = pairs[::-1][: len(x)]
+        if pairs:
+            assert float(found.distance) == pytest.approx(np.mean([moved @ moved for moved, _ in pairs]), abs=1e-12)
+            assert float(found.age) == pytest.approx(np.mean([age for _, age in pairs]))
+        else:
+            assert np.isnan(float(found.distance))
+            assert np.isnan(float(found.age))
+        state = xbm.enqueue(state, backend.array(x), backend.array(batch.labels), ids=backend.array(batch.ids))
+        model.enqueue(x, batch.labels, batch.ids)
+        for _ in range(steps_apart):
+            state = xbm.advance(state)
+            model.end_call()

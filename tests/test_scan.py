@@ -1,0 +1,144 @@
+"""Losses through the engine: blocks, weights, gradients."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.oracle import contrastive, gradient
+from tests.pair_losses import LOSSES
+from xbm import Block, Contrastive, LogSumExp, Sum, TopK
+from xbm.scan import dense, scan
+
+THRESHOLDS = (0.8, 0.5, 0.3)
+
+
+@st.composite
+def rows_of_pairs(draw):
+    """Draw (S, P, N) as float64: cosines all different and away from every threshold, pairs at random."""
+    anchors, rows = draw(st.integers(1, 4)), draw(st.integers(1, 9))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    grid = np.linspace(-0.93, 0.93, anchors * rows)
+    for threshold in THRESHOLDS:
+        grid = np.where(np.abs(grid - threshold) < 2e-3, grid + 4e-3, grid)
+    S = rng.permutation(grid).reshape(anchors, rows)
+    kind = rng.integers(3, size=S.shape)
+    return S, (kind == 0).astype(float), (kind == 1).astype(float)
+
+
+def block_of(backend, S, P, N):
+    """Return one block with all the rows."""
+    slots, anchors = np.arange(S.shape[1]), np.arange(S.shape[0])
+    return Block(*(backend.array(one) for one in (S, P, N, slots, anchors)))
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+@given(drawn=rows_of_pairs())
+def test_weights_are_the_values_derivative(backend, loss, drawn):
+    S, P, N = drawn
+    _, W = dense(loss, block_of(backend, S, P, N))
+
+    def value(S):
+        return float(backend.numpy(dense(loss, block_of(backend, S, P, N))[0]).sum())
+
+    # Steps as wide as rows of similarities are apart from each other and from thresholds.
+    np.testing.assert_allclose(backend.numpy(W), gradient(value, S, step=1e-5), atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+@given(drawn=rows_of_pairs(), block_rows=st.integers(1, 10), seed=st.integers(0, 1000))
+def test_any_block_size_is_one_block(backend, loss, drawn, block_rows, seed):
+    _, P, N = drawn
+    rng = np.random.default_rng(seed)
+    z, V = rng.normal(size=(len(P), 5)), rng.normal(size=(P.shape[1], 5))
+    z, V = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (z, V))
+    value, W = dense(loss, block_of(backend, z @ V.T, P, N))
+    all_pairs = backend.array(np.stack([P.T, N.T], axis=1))
+
+    def pairs(slots, columns):
+        return columns[0][:, 0, :].T, columns[0][:, 1, :].T
+
+    found = scan(loss, backend.array(z), backend.array(V), (all_pairs,), pairs, block_rows=block_rows)
+    np.testing.assert_allclose(backend.numpy(found.value), backend.numpy(value), rtol=1e-12, atol=1e-14)
+    expected = backend.numpy(W)
+    np.testing.assert_allclose(backend.numpy(found.gradient), expected @ V, rtol=1e-9, atol=1e-12)
+    assert int(found.pairs) == np.count_nonzero(expected)
+    plain = scan(loss, backend.array(z), backend.array(V), (all_pairs,), pairs, block_rows=block_rows, gradient=False)
+    np.testing.assert_array_equal(backend.numpy(plain.value), backend.numpy(found.value))
+    assert plain.gradient is None
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+@given(drawn=rows_of_pairs(), seed=st.integers(0, 1000))
+def test_order_of_rows_changes_nothing(backend, loss, drawn, seed):
+    shuffled = np.random.default_rng(seed).permutation(drawn[0].shape[1])
+    value, W = dense(loss, block_of(backend, *drawn))
+    again, W_again = dense(loss, block_of(backend, *(one[:, shuffled] for one in drawn)))
+    np.testing.assert_allclose(backend.numpy(again), backend.numpy(value), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(backend.numpy(W_again), backend.numpy(W)[:, shuffled], rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+@pytest.mark.parametrize("kinds", ["none", "positives", "negatives"])
+def test_rows_without_pairs_are_finite(backend, loss, kinds):
+    S = np.asarray([[0.9, 0.2, -0.4]])
+    P, N = (np.ones_like(S) if kinds == kind else np.zeros_like(S) for kind in ("positives", "negatives"))
+    value, W = dense(loss, block_of(backend, S, P, N))
+    assert np.all(np.isfinite(backend.numpy(value)))
+    assert np.all(np.isfinite(backend.numpy(W)))
+    if kinds == "none":
+        assert float(value[0]) == 0
+        assert not np.any(backend.numpy(W))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@given(drawn=rows_of_pairs())
+def test_contrastive_is_its_formula(backend, reduction, drawn):
+    value, _ = dense(Contrastive(reduction=reduction), block_of(backend, *drawn))
+    expected = [contrastive(*row, reduction=reduction) for row in zip(*drawn, strict=True)]
+    np.testing.assert_allclose(backend.numpy(value), expected, rtol=1e-12)
+
+
+def test_contrastive_at_its_margins(backend):
+    S, P, N = np.asarray([[1.0, 0.5, 0.5]]), np.asarray([[1.0, 0.0, 0.0]]), np.asarray([[0.0, 1.0, 1.0]])
+    value, W = dense(Contrastive(), block_of(backend, S, P, N))
+    assert float(value[0]) == 0
+    assert not np.any(backend.numpy(W))
+
+
+@given(
+    x=st.lists(st.floats(-300, 300), min_size=1, max_size=8),
+    cut=st.integers(0, 8),
+    weights=st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=8, max_size=8),
+)
+def test_log_sum_exp(backend, x, cut, weights):
+    x, w = np.asarray([x]), np.asarray([weights[: len(x)]])
+    cut = min(max(cut, 1), len(x[0]))
+    parts = [slice(None, cut), slice(cut, None)] if cut < len(x[0]) else [slice(None)]
+    pieces = [LogSumExp.of(backend.array(x[:, part]), backend.array(w[:, part])) for part in parts]
+    found = float((pieces[0].merge(pieces[1]) if len(pieces) == 2 else pieces[0]).result()[0])
+    terms = [value + np.log(weight) for value, weight in zip(x[0], w[0], strict=True) if weight]
+    assert found == pytest.approx(float(np.logaddexp.reduce(terms)) if terms else -np.inf, rel=1e-12, abs=1e-12)
+
+
+@given(scores=st.lists(st.integers(0, 2), min_size=1, max_size=9), k=st.integers(1, 5), block=st.integers(1, 9))
+def test_top_k_prefers_the_lowest_slot(backend, scores, k, block):
+    S = np.asarray([scores], float)
+    w = (np.arange(S.shape[1]) % 3 != 1).astype(float)[None]
+    merged = None
+    for start in range(0, S.shape[1], block):
+        part = slice(start, start + block)
+        one = block_of(backend, S[:, part], w[:, part], w[:, part])._replace(
+            slots=backend.array(np.arange(S.shape[1])[part])
+        )
+        top = TopK.of(one.S, one.P, one, k=k)
+        merged = top if merged is None else merged.merge(top)
+    order = sorted((j for j in range(len(scores)) if w[0, j]), key=lambda j: (-scores[j], j))[:k]
+    assert backend.numpy(merged.slot)[0].tolist() == order + [-1] * (k - len(order))
+    assert backend.numpy(merged.similarity)[0, : len(order)].tolist() == [scores[j] for j in order]
+
+
+def test_sums_of_several_at_once(backend):
+    x = np.arange(24.0).reshape(2, 3, 4)
+    found = Sum.of(backend.array(x)).merge(Sum.of(backend.array(x))).result()
+    np.testing.assert_array_equal(backend.numpy(found), 2 * x.sum(axis=1))

@@ -1,0 +1,38 @@
+"""Cross-Batch Memory: the embeddings of past iterations as extra positives and hard negatives.
+
+The core is backend-neutral and returns losses with closed-form gradients; `xbm.integrations` has an adapter for
+each framework. Importing `xbm` imports no framework.
+"""
+
+from xbm import drift
+from xbm.losses import Block, Contrastive, PairLoss, SidedPairLoss
+from xbm.memory import MemoryState, Rows, advance, clear, enqueue, init, resize, rows
+from xbm.mining import Mined, Miner
+from xbm.objective import REPORT, Objective, Step
+from xbm.reductions import LogSumExp, Sum, TopK
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "REPORT",
+    "Block",
+    "Contrastive",
+    "LogSumExp",
+    "MemoryState",
+    "Mined",
+    "Miner",
+    "Objective",
+    "PairLoss",
+    "Rows",
+    "SidedPairLoss",
+    "Step",
+    "Sum",
+    "TopK",
+    "advance",
+    "clear",
+    "drift",
+    "enqueue",
+    "init",
+    "resize",
+    "rows",
+]

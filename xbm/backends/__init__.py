@@ -1,0 +1,37 @@
+"""What the Array API standard has no word for: one small file per array library.
+
+The core speaks the standard only. The few things it lacks (writing rows in place, stopping a gradient,
+walking an array in blocks, ...) are plain functions of the same names in every file here. A library
+without a file of its own runs through `standard`, which needs nothing but the standard.
+
+To add a backend, write `xbm/backends/<name>.py` with the names in `OPERATIONS`, importing from `standard`
+whatever it has no better word for.
+"""
+
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+
+from array_api_compat import array_namespace
+
+OPERATIONS = ("write_rows", "stop_gradient", "fold", "top_k", "apply_weights", "known", "is_compiling")
+
+
+def of(*arrays):
+    """Return `(xp, ops)`: the namespace of the arrays' library, and its operations beyond the standard.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array, or the arrays are of several libraries.
+    """
+    xp = array_namespace(*arrays)
+    return xp, operations(xp.__name__)
+
+
+@cache
+def operations(namespace):
+    """Return the module with the operations of the library whose namespace is called `namespace`."""
+    library = namespace.removeprefix("array_api_compat.").split(".")[0]
+    name = f"{__name__}.{library}"
+    return import_module(name if find_spec(name) else f"{__name__}.standard")

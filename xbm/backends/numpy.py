@@ -1,0 +1,42 @@
+"""Operations for NumPy: writes in place, selects by partition."""
+
+import numpy as np
+
+from xbm.backends.standard import fold, is_compiling, stop_gradient
+
+GATHER_BELOW = 0.25  # share of active columns up to which gathering them beats multiplying all
+
+__all__ = ["apply_weights", "fold", "is_compiling", "known", "stop_gradient", "top_k", "write_rows"]
+
+
+def write_rows(array, slots, rows):
+    """Write rows (K, ...) into slots (K,) of a ring (M, ...), K <= M; return the ring."""
+    array[slots] = rows
+    return array
+
+
+def top_k(x, k):
+    """Return the k largest of each row of x (B, n) as (values, indices), both (B, k), k <= n.
+
+    In falling order; of equal values the lowest index comes first.
+    """
+    indices = np.sort(np.argpartition(x, -k, axis=1)[:, -k:], axis=1)
+    values = np.take_along_axis(x, indices, axis=1)
+    tied = np.count_nonzero(x >= values.min(axis=1, keepdims=True), axis=1) > k
+    # A partition may keep any of the values that equal the smallest one kept.
+    indices[tied] = np.sort(np.argsort(-x[tied], axis=1, stable=True)[:, :k], axis=1)
+    order = np.argsort(-values, axis=1, stable=True)
+    return np.take_along_axis(values, order, axis=1), np.take_along_axis(indices, order, axis=1)
+
+
+def apply_weights(weights, rows):
+    """Return W V: (B, m) pair weights times (m, D) rows, reading only the rows of some weight where they are few."""
+    active = np.flatnonzero(np.abs(weights).sum(axis=0))
+    if active.size > GATHER_BELOW * rows.shape[0]:
+        return weights @ rows
+    return weights[:, active] @ rows[active]
+
+
+def known(x):
+    """Return the value of an integer scalar: in NumPy reading it costs nothing."""
+    return int(x)

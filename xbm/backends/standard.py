@@ -1,0 +1,65 @@
+"""Operations for any library of the Array API standard: correct everywhere, fastest nowhere.
+
+The standard has no scatter, so a write copies the array; nothing else here is slower than it must be.
+"""
+
+from array_api_compat import array_namespace
+
+
+def write_rows(array, slots, rows):
+    """Write rows (K, ...) into slots (K,) of a ring (M, ...), K <= M; return the ring.
+
+    The slots follow each other round the ring. Consumes `array`: only the returned one may be used afterwards.
+    A full copy here.
+    """
+    size, written = array.shape[0], rows.shape[0]
+    if written == 0:
+        return array
+    xp = array_namespace(array)
+    source = xp.remainder(xp.arange(size, dtype=slots.dtype) - slots[0], size)
+    shape = (size,) + (1,) * (array.ndim - 1)
+    hit = xp.reshape(source < written, shape)
+    return xp.where(hit, xp.take(rows, xp.clip(source, max=written - 1), axis=0), array)
+
+
+def stop_gradient(x):
+    """Return x as a constant for whatever differentiates through the library."""
+    return x
+
+
+def fold(visit, columns, size, *, limit=None):
+    """Fold `carry = visit(carry, start, *blocks)` over blocks of `size` rows of arrays of equal length.
+
+    The first carry is None. Blocks that begin at row `limit` or later are left out.
+    """
+    length = columns[0].shape[0]
+    carry = None
+    for start in range(0, length if limit is None else min(limit, length), size):
+        stop = min(start + size, length)
+        carry = visit(carry, start, *(column[start:stop, ...] for column in columns))
+    return carry
+
+
+def top_k(x, k):
+    """Return the k largest of each row of x (B, n) as (values, indices), both (B, k), k <= n.
+
+    In falling order; of equal values the lowest index comes first.
+    """
+    xp = array_namespace(x)
+    indices = xp.argsort(x, axis=1, descending=True, stable=True)[:, :k]
+    return xp.take_along_axis(x, indices, axis=1), indices
+
+
+def apply_weights(weights, rows):
+    """Return W V: (B, m) pair weights times (m, D) rows."""
+    return weights @ rows
+
+
+def known(x):
+    """Return the value of an integer scalar if reading it costs nothing (no device waits), else None."""
+    return None
+
+
+def is_compiling():
+    """Tell whether the call is being traced by a compiler, so that no value may be read."""
+    return False

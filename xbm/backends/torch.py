@@ -1,0 +1,92 @@
+"""Operations for PyTorch: writes in place, attaches closed-form gradients to autograd."""
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from xbm.backends.standard import fold
+
+GATHER_BELOW = 0.25  # share of active columns up to which gathering them beats multiplying all
+
+__all__ = [
+    "apply_weights",
+    "attach_gradient",
+    "fold",
+    "is_compiling",
+    "known",
+    "stop_gradient",
+    "top_k",
+    "write_rows",
+]
+
+
+def write_rows(array, slots, rows):
+    """Write rows (K, ...) into slots (K,) of a ring (M, ...), K <= M; return the ring."""
+    return array.index_copy_(0, slots, rows)
+
+
+def stop_gradient(x):
+    """Return x as a constant for autograd."""
+    return x.detach()
+
+
+def top_k(x, k):
+    """Return the k largest of each row of x (B, n) as (values, indices), both (B, k), k <= n.
+
+    In falling order; of equal values the lowest index comes first.
+    """
+    values, indices = torch.topk(x, k, dim=1)
+    tied = (x >= values[:, -1:]).sum(dim=1) > k
+    # topk may keep any of the values that equal the smallest one kept.
+    if tied.any():
+        indices[tied] = torch.sort(x[tied], dim=1, descending=True, stable=True).indices[:, :k]
+    indices = indices.sort(dim=1).values
+    values, order = torch.sort(x.gather(1, indices), dim=1, descending=True, stable=True)
+    return values, indices.gather(1, order)
+
+
+def apply_weights(weights, rows):
+    """Return W V: (B, m) pair weights times (m, D) rows.
+
+    On the CPU only the rows of some weight are read where they are few; on a device that would make it wait.
+    """
+    if weights.device.type == "cpu" and not is_compiling():
+        active = weights.abs().sum(dim=0).nonzero()[:, 0]
+        if active.shape[0] <= GATHER_BELOW * rows.shape[0]:
+            return weights[:, active] @ rows[active]
+    return weights @ rows
+
+
+def known(x):
+    """Return the value of an integer scalar on the host, None on a device or under a compiler."""
+    return int(x) if x.device.type == "cpu" and not is_compiling() else None
+
+
+def is_compiling():
+    """Tell whether the call is being traced by torch.compile or torch.export."""
+    return torch.compiler.is_compiling()
+
+
+def attach_gradient(value, *pairs):
+    """Return the scalar `value` with a gradient known in closed form for each `(x, gradient)` in `pairs`.
+
+    Nothing but the gradients is saved for backward. They are scaled in their own dtype before they are
+    cast to x's, so that a loss scaler's factor rescues what half precision alone would flush to zero.
+    """
+    return _ClosedForm.apply(value, *(tensor for pair in pairs for tensor in pair))
+
+
+class _ClosedForm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value, *pairs):
+        inputs, gradients = pairs[::2], pairs[1::2]
+        ctx.dtypes = [x.dtype for x in inputs]
+        ctx.save_for_backward(*gradients)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream):
+        flat = [None]
+        for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):
+            flat += [(upstream * gradient).to(dtype), None]
+        return tuple(flat)

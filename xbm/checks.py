@@ -1,0 +1,99 @@
+"""Refusals: every bad input is met here, before anything has changed.
+
+A message says what was expected, what came, and the shapes. Everything checked is static (types, dtypes,
+shapes, devices), so no check waits for a device or breaks a compiler.
+"""
+
+from array_api_compat import array_namespace, device, is_array_api_obj
+
+
+def whole_number(name, value, *, at_least):
+    """Refuse anything but an `int` of at least `at_least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
+    if value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {value}")
+
+
+def number(name, value, *, at_least):
+    """Refuse anything but a finite real number of at least `at_least`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+    if not at_least <= value < float("inf"):
+        raise ValueError(f"{name} must be a finite number of at least {at_least}, got {value}")
+
+
+def flag(name, value):
+    """Refuse anything but True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def choice(name, value, accepted):
+    """Refuse a value that is not among `accepted`."""
+    if value not in accepted:
+        listed = " or ".join(repr(one) for one in accepted)
+        raise ValueError(f"{name} must be {listed}, got {value!r}")
+
+
+def same_library(name, array, like):
+    """Refuse what is no array, or an array of another library or on another device than `like`."""
+    xp = array_namespace(like)
+    library = xp.__name__.removeprefix("array_api_compat.").split(".")[0]
+    if not is_array_api_obj(array):
+        raise TypeError(f"{name} must be an array of {library}, as the memory is, got {type(array).__name__}")
+    if array_namespace(array) is not xp:
+        got = type(array)
+        raise TypeError(f"{name} must be an array of {library}, as the memory is, got a {got.__module__}.{got.__name__}")
+    if device(array) != device(like):
+        raise ValueError(
+            f"{name} of shape {tuple(array.shape)} are on device {device(array)}, the memory is on {device(like)}: "
+            f"move one of them"
+        )
+
+
+def embeddings(name, array, like):
+    """Refuse anything but floating-point (B, D) of the memory's D, library and device."""
+    same_library(name, array, like)
+    xp = array_namespace(like)
+    dim, shape = like.shape[1], tuple(array.shape)
+    if not xp.isdtype(array.dtype, "real floating"):
+        raise TypeError(f"{name} must be real floating point, got {array.dtype} of shape {shape}")
+    if len(shape) != 2 or shape[1] != dim:
+        raise ValueError(f"{name} must have shape (B, {dim}), as the memory's rows have {dim} dimensions, got {shape}")
+
+
+def integers(name, array, rows, like):
+    """Refuse anything but (B,) exact integers, one for each of `rows`."""
+    same_library(name, array, like)
+    xp = array_namespace(like)
+    shape = tuple(array.shape)
+    if xp.isdtype(array.dtype, ("real floating", "complex floating", "bool")):
+        raise TypeError(
+            f"{name} must be integers, got {array.dtype} of shape {shape}: a float or bool cannot hold every class or "
+            f"sample exactly"
+        )
+    if array.dtype == getattr(xp, "uint64", None):
+        raise TypeError(f"{name} must fit int64, got uint64 of shape {shape}: cast them")
+    one_each(name, shape, rows)
+
+
+def mask(name, array, rows, like):
+    """Refuse anything but (B,) booleans, one for each of `rows`."""
+    same_library(name, array, like)
+    if not array_namespace(like).isdtype(array.dtype, "bool"):
+        raise TypeError(f"{name} must be boolean, got {array.dtype} of shape {tuple(array.shape)}")
+    one_each(name, tuple(array.shape), rows)
+
+
+def one_each(name, shape, rows):
+    """Refuse a shape that does not hold one entry for each row of a batch."""
+    if len(shape) == 2 and shape[0] == rows.shape[0]:
+        hint = ": one-hot or multi-label rows are not class numbers (take the argmax of one-hot ones)"
+    else:
+        hint = ""
+    if shape != (rows.shape[0],):
+        raise ValueError(
+            f"{name} must have shape ({rows.shape[0]},), one for each of the embeddings {tuple(rows.shape)}, "
+            f"got {shape}{hint}"
+        )

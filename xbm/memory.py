@@ -1,0 +1,274 @@
+"""The memory: a first-in-first-out ring of embeddings, labels, ids and steps, as a pure state machine.
+
+Every transition takes a `MemoryState` and returns the next one. It *consumes* its argument, like a donated
+buffer: where the library can, rows are written in place, so only the returned state may be used afterwards.
+An input that is refused leaves the state as it was.
+
+Two facts hold in every state and serve the rest of the library: slots `0 .. count - 1` are the filled ones,
+and the slots written by one call follow each other round the ring from the cursor.
+"""
+
+from typing import Any, NamedTuple
+
+import array_api_compat.numpy as numpy_namespace
+from array_api_compat import device as device_of
+
+from xbm import backends, checks
+
+Array = Any
+STORABLE = ("float32", "bfloat16", "float16", "float64")
+
+
+class MemoryState(NamedTuple):
+    """The whole memory as arrays of fixed shapes (M = capacity, D = embedding size)."""
+
+    embeddings: Array  # (M, D) rows as stored, in the dtype fixed at `init`
+    labels: Array  # (M,) int64, class of each row
+    ids: Array  # (M,) int64, sample of each row; -1 = none
+    stored_at: Array  # (M,) int64, step of the call that stored the row; -1 = empty or stored before step 0
+    cursor: Array  # () int64 in [0, M), the slot written next
+    count: Array  # () int64 in [0, M], filled slots
+    step: Array  # () int64, training calls so far
+    skipped: Array  # () int64, rows not stored so far because they were not finite
+
+
+class Rows(NamedTuple):
+    """Filled rows, oldest first (n = count)."""
+
+    embeddings: Array  # (n, D)
+    labels: Array  # (n,)
+    ids: Array  # (n,)
+    stored_at: Array  # (n,)
+
+
+def init(capacity, dim, *, dtype=None, device=None, xp=numpy_namespace):
+    """Return an empty memory.
+
+    Parameters
+    ----------
+    capacity : int
+        M, the most rows it holds, at least 1.
+    dim : int
+        D, the embeddings' size, at least 1.
+    dtype : dtype of `xp`, optional
+        What rows are stored in: float32 (default), bfloat16, float16 or float64.
+    device : device of `xp`, optional
+        Where the memory lives; the library's default if left out.
+    xp : namespace
+        The array library; NumPy if left out.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a size is no int or below 1, or the dtype is none of the four.
+
+    Examples
+    --------
+    >>> import xbm
+    >>> state = xbm.init(capacity=4, dim=2)
+    >>> state.embeddings.shape, int(state.count)
+    ((4, 2), 0)
+    """
+    checks.whole_number("capacity", capacity, at_least=1)
+    checks.whole_number("dim", dim, at_least=1)
+    dtype = xp.float32 if dtype is None else dtype
+    if dtype not in [getattr(xp, name) for name in STORABLE if hasattr(xp, name)]:
+        raise TypeError(f"dtype must be one of {', '.join(STORABLE)} of {xp.__name__}, got {dtype!r}")
+
+    def scalar():
+        return xp.zeros((), dtype=xp.int64, device=device)
+
+    return MemoryState(
+        embeddings=xp.zeros((capacity, dim), dtype=dtype, device=device),
+        labels=xp.zeros((capacity,), dtype=xp.int64, device=device),
+        ids=xp.full((capacity,), -1, dtype=xp.int64, device=device),
+        stored_at=xp.full((capacity,), -1, dtype=xp.int64, device=device),
+        cursor=scalar(),
+        count=scalar(),
+        step=scalar(),
+        skipped=scalar(),
+    )
+
+
+def enqueue(state, embeddings, labels, *, ids=None, mask=None, on_nonfinite="skip", age=0):
+    """Append a batch, dropping the oldest rows when full, exactly as `collections.deque(maxlen=M)` does.
+
+    Any batch size is good: none, one, M, or more than M (the newest M rows stay). Rows are stored detached,
+    cast to the memory's dtype, under the current step.
+
+    Parameters
+    ----------
+    state : MemoryState
+        Consumed: use only the returned state.
+    embeddings : (B, D) floating point
+        Stored as they are; normalise them first if similarities are to be cosines.
+    labels : (B,) integer
+        Class of each row.
+    ids : (B,) integer, optional
+        Sample of each row, >= 0; a negative one means none.
+    mask : (B,) bool, optional
+        Rows to store; a False row changes nothing.
+    on_nonfinite : {"skip", "raise"}
+        What to do with rows that hold NaN or infinity, or would in the memory's dtype: leave them out and count
+        them in `skipped`, or raise (which makes a device wait, and cannot be compiled).
+    age : int
+        Training calls since the rows were current; 1 keeps rows apart from those of the call to come.
+
+    Returns
+    -------
+    MemoryState
+
+    Raises
+    ------
+    TypeError, ValueError
+        On float labels, another D, other lengths, library or device, and on non-finite rows if asked to.
+        The state is then as it was.
+
+    Examples
+    --------
+    >>> import numpy as np, xbm
+    >>> state = xbm.init(capacity=3, dim=1)
+    >>> for label in range(5):
+    ...     state = xbm.enqueue(state, np.ones((1, 1), np.float32), np.asarray([label]))
+    >>> xbm.rows(state).labels
+    array([2, 3, 4])
+    """
+    check_batch(state, embeddings, labels, ids=ids, mask=mask)
+    keep, bad = storable(state, embeddings, mask=mask, on_nonfinite=on_nonfinite)
+    return write(state, embeddings, labels, ids, keep, bad, age=age)
+
+
+def check_batch(state, embeddings, labels, *, ids=None, mask=None):
+    """Refuse a batch that `enqueue` cannot take."""
+    checks.embeddings("embeddings", embeddings, state.embeddings)
+    checks.integers("labels", labels, embeddings, state.embeddings)
+    if ids is not None:
+        checks.integers("ids", ids, embeddings, state.embeddings)
+    if mask is not None:
+        checks.mask("mask", mask, embeddings, state.embeddings)
+
+
+def storable(state, embeddings, *, mask=None, on_nonfinite="skip"):
+    """Return `(keep, bad)`: (B,) booleans of the rows to store, and of those refused as not finite."""
+    checks.choice("on_nonfinite", on_nonfinite, ("skip", "raise"))
+    xp, ops = backends.of(state.embeddings)
+    largest = min(float(xp.finfo(dtype).max) for dtype in (embeddings.dtype, state.embeddings.dtype))
+    finite = xp.all(xp.abs(embeddings) <= largest, axis=1)
+    asked = xp.ones_like(finite) if mask is None else mask
+    bad = asked & ~finite
+    if on_nonfinite == "raise":
+        if ops.is_compiling():
+            raise RuntimeError('on_nonfinite="raise" reads values, which a compiler cannot: use "skip"')
+        if xp.any(bad):
+            raise ValueError(
+                f"{int(xp.sum(xp.astype(bad, xp.int64)))} of the embeddings {tuple(embeddings.shape)} are not finite in "
+                f"the memory's {state.embeddings.dtype}; nothing was stored"
+            )
+    return asked & finite, bad
+
+
+def own_slots(state, keep):
+    """Return (B,) the slot each row of a batch will own once `write` has stored it; -1 where it owns none."""
+    xp, _ = backends.of(state.embeddings)
+    capacity = state.embeddings.shape[0]
+    kept = xp.astype(keep, xp.int64)
+    rank = xp.cumulative_sum(kept) - 1
+    stays = keep & (rank >= xp.sum(kept) - capacity)
+    return xp.where(stays, xp.remainder(state.cursor + rank, capacity), xp.asarray(-1, device=device_of(keep)))
+
+
+def write(state, embeddings, labels, ids, keep, bad, *, age=0):
+    """Store the rows where `keep` is True; count those where `bad` is. For batches already checked."""
+    xp, ops = backends.of(state.embeddings)
+    device = device_of(state.embeddings)
+    capacity, batch = state.embeddings.shape[0], embeddings.shape[0]
+    run = min(capacity, batch)
+    kept = xp.sum(xp.astype(keep, xp.int64))
+
+    # Fixed shapes: the kept rows, moved to the front, end in a run of `run` rows that goes to as many slots.
+    # Where fewer were kept, the rest of the run writes back what stands there.
+    kept_first = xp.argsort(xp.astype(~keep, xp.int8), stable=True)
+    first = xp.clip(kept - run, min=0)
+    nth = first + xp.arange(run, dtype=xp.int64, device=device)
+    source = xp.take(kept_first, nth, axis=0)
+    slots = xp.remainder(state.cursor + nth, capacity)
+    valid = nth < kept
+
+    def put(array, new):
+        new = xp.take(xp.astype(new, array.dtype, copy=False), source, axis=0)
+        old = xp.take(array, slots, axis=0)
+        return ops.write_rows(array, slots, xp.where(valid if array.ndim == 1 else valid[:, None], new, old))
+
+    finite = xp.where(keep[:, None], ops.stop_gradient(embeddings), 0.0)
+    none = xp.full((batch,), -1, dtype=xp.int64, device=device)
+    return MemoryState(
+        embeddings=put(state.embeddings, finite),
+        labels=put(state.labels, labels),
+        ids=put(state.ids, none if ids is None else xp.clip(xp.astype(ids, xp.int64, copy=False), min=-1)),
+        stored_at=put(state.stored_at, xp.zeros_like(none) + state.step - age),
+        cursor=xp.asarray(xp.remainder(state.cursor + kept, capacity)),
+        count=xp.asarray(xp.clip(state.count + kept, max=capacity)),
+        step=state.step,
+        skipped=xp.asarray(state.skipped + xp.sum(xp.astype(bad, xp.int64))),
+    )
+
+
+def advance(state):
+    """Count one training call."""
+    xp, _ = backends.of(state.embeddings)
+    return state._replace(step=xp.asarray(state.step + 1))
+
+
+def clear(state):
+    """Return the memory without its rows; `step` and `skipped` count on."""
+    xp, _ = backends.of(state.embeddings)
+    empty = init(*state.embeddings.shape, dtype=state.embeddings.dtype, device=device_of(state.embeddings), xp=xp)
+    return empty._replace(step=state.step, skipped=state.skipped)
+
+
+def rows(state):
+    """Return the filled rows, oldest first, as copies. Their number depends on the state: not for compilers."""
+    xp, _ = backends.of(state.embeddings)
+    capacity, count = state.embeddings.shape[0], int(state.count)
+    age_rank = xp.arange(count, dtype=xp.int64, device=device_of(state.embeddings))
+    slots = xp.remainder(state.cursor - count + age_rank, capacity)
+    return Rows(*(xp.take(column, slots, axis=0) for column in state[: len(Rows._fields)]))
+
+
+def resize(state, capacity):
+    """Return a memory of another capacity with the newest rows that fit, in the same order."""
+    xp, _ = backends.of(state.embeddings)
+    checks.whole_number("capacity", capacity, at_least=1)
+    device, dim = device_of(state.embeddings), state.embeddings.shape[1]
+    kept = Rows(*(column[max(0, int(state.count) - capacity) :, ...] for column in rows(state)))
+    count = kept.labels.shape[0]
+    empty = init(capacity, dim, dtype=state.embeddings.dtype, device=device, xp=xp)
+
+    def scalar(value):
+        return xp.asarray(value, dtype=xp.int64, device=device)
+
+    return MemoryState(
+        *(xp.concat([filled, blank[count:, ...]]) for filled, blank in zip(kept, empty, strict=False)),
+        cursor=scalar(count % capacity),
+        count=scalar(count),
+        step=state.step,
+        skipped=state.skipped,
+    )
+
+
+def inconsistency(state):
+    """Return what is wrong with a state from outside, such as a loaded one, as a clause; None if it is sound."""
+    shapes = {name: tuple(array.shape) for name, array in state._asdict().items()}
+    capacity = shapes["embeddings"][:1]
+    if len(shapes["embeddings"]) != 2 or capacity < (1,):
+        return f"embeddings must have shape (M, D), got {shapes['embeddings']}"
+    for name in ("labels", "ids", "stored_at"):
+        if shapes[name] != capacity:
+            return f"{name} must have shape {capacity}, one for each of the embeddings {shapes['embeddings']}, got {shapes[name]}"
+    for name in ("cursor", "count", "step", "skipped"):
+        if shapes[name] != ():
+            return f"{name} must be a scalar, got shape {shapes[name]}"
+    cursor, count = int(state.cursor), int(state.count)
+    if not (0 <= cursor < capacity[0] and 0 <= count <= capacity[0]) or (count < capacity[0] and cursor != count):
+        return f"cursor {cursor} and count {count} are no place in a ring of {capacity[0]} slots"
+    return None

@@ -1,0 +1,215 @@
+"""Retrieval metrics: how often the nearest neighbours of an embedding are of its class.
+
+Neighbours are selected, never fully sorted, for a block of queries at a time: extra memory is one block of
+similarities, never all of them.
+"""
+
+from typing import Any, NamedTuple
+
+from array_api_compat import device as device_of
+from array_api_compat import is_array_api_obj
+
+from xbm import backends, checks
+from xbm.normalization import normalize
+
+Array = Any
+
+BLOCK_ELEMENTS = 2**20  # similarities in a block, unless that leaves fewer than LEAST_ROWS queries
+LEAST_ROWS = 128  # with fewer a product is slower than memory
+
+
+class Retrieval(NamedTuple):
+    """Means over the queries that have at least one relevant item, in [0, 1]; NaN where no query has."""
+
+    recall: dict[int, float]  # R@K for each K: share of queries with a relevant item among the K nearest
+    r_precision: float  # share of relevant items among the R nearest, R = the query's relevant items
+    map_at_r: float  # mean of (1/R) sum_{i<=R} P(i) rel(i)
+    queries: int  # how many the means are over
+
+
+def retrieval(embeddings, labels, *, gallery=None, gallery_labels=None, k=(1,), block_rows=None):
+    r"""Return R@K, R-precision and MAP@R of queries against a gallery, or of a set against itself.
+
+    With rel(i) = 1 where the i-th nearest item is of the query's class, else 0, P(i) the mean of rel(1) .. rel(i),
+    and R the number of the query's relevant items, itself left out:
+
+        R@K = max_{i<=K} rel(i),  R-precision = (1/R) sum_{i<=R} rel(i),  MAP@R = (1/R) sum_{i<=R} P(i) rel(i)
+
+    Nearest is by cosine; of items whose similarities are computed as equal the one of the lower index comes
+    first. Queries without a relevant item (R = 0) are left out of every mean.
+
+    Parameters
+    ----------
+    embeddings : (n, D) floating point
+        Queries, n >= 1. Compared in float64 if they or the gallery are that, else in float32.
+    labels : (n,) integer
+        Classes of the queries.
+    gallery : (G, D) floating point, optional
+        Items to search, G >= 1. Without it the embeddings themselves, each query's own row left out by its index.
+    gallery_labels : (G,) integer, optional
+        Classes of the gallery.
+    k : int or sequence of int
+        The K of R@K, each at least 1; one beyond the gallery's size means all of it.
+    block_rows : int, optional
+        Queries compared at a time; extra memory is O(block_rows G). Chosen from G if left out.
+
+    Returns
+    -------
+    Retrieval
+
+    Raises
+    ------
+    TypeError, ValueError
+        On float labels, other lengths, another D, library or device, no rows, rows that are not finite, a K below
+        1, and a gallery without its labels or the reverse.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xbm import metrics
+    >>> x = np.asarray([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9], [0.66, 0.6]])
+    >>> found = metrics.retrieval(x, np.asarray([0, 0, 1, 1, 1]), k=(1, 4))
+    >>> found.recall, found.r_precision, found.map_at_r, found.queries
+    ({1: 0.8, 4: 1.0}, 0.9, 0.85, 5)
+
+    References
+    ----------
+    Musgrave, Belongie, Lim, "A Metric Learning Reality Check", ECCV 2020, arXiv 2003.08505, section 3.2.
+    """
+    ks = (k,) if isinstance(k, int) else tuple(k)
+    for one in ks:
+        checks.whole_number("k", one, at_least=1)
+    if (gallery is None) != (gallery_labels is None):
+        given, missing = ("gallery_labels", "gallery") if gallery is None else ("gallery", "gallery_labels")
+        raise ValueError(f"{given} came without {missing}: give both, or neither to search the embeddings themselves")
+    Z, V, itself = _compared(embeddings, gallery, block_rows)
+    xp, _ = backends.of(Z)
+    checks.integers("labels", labels, embeddings, embeddings)
+    if gallery is not None:
+        checks.integers("gallery_labels", gallery_labels, gallery, embeddings)
+    labels = xp.astype(labels, xp.int64)
+    item_labels = labels if gallery is None else xp.astype(gallery_labels, xp.int64)
+
+    ordered = xp.sort(item_labels)
+    R = xp.searchsorted(ordered, labels, side="right") - xp.searchsorted(ordered, labels, side="left") - itself
+    some = xp.astype(xp.clip(R, min=1), Z.dtype)
+    deepest = min(max(1, *ks, int(xp.max(R))), V.shape[0] - itself)
+    rank = xp.arange(1, deepest + 1, dtype=R.dtype, device=device_of(Z))
+
+    figures = []
+    for block, nearest in _nearest(Z, V, deepest, itself, block_rows):
+        found = xp.reshape(xp.take(item_labels, xp.reshape(nearest, (-1,))), nearest.shape)
+        relevant = found == labels[block][:, None]
+        rel = xp.astype(relevant & (rank[None, :] <= R[block][:, None]), Z.dtype)
+        precision = xp.cumulative_sum(rel, axis=1) / xp.astype(rank, Z.dtype)
+        recall = [xp.astype(xp.any(relevant[:, :one], axis=1), Z.dtype) for one in ks]
+        r_precision, map_at_r = (xp.sum(x, axis=1) / some[block] for x in (rel, precision * rel))
+        figures.append(xp.stack([*recall, r_precision, map_at_r]))
+
+    queries = int(xp.count_nonzero(R))
+    totals = xp.sum(xp.concat(figures, axis=1), axis=1)  # queries with R = 0 add nothing
+    *recall, r_precision, map_at_r = (
+        float(totals[i]) / queries if queries else float("nan") for i in range(totals.shape[0])
+    )
+    return Retrieval(dict(zip(ks, recall, strict=True)), r_precision, map_at_r, queries)
+
+
+def neighbours(embeddings, *, k, gallery=None, block_rows=None):
+    """Return the indices of each row's k nearest items by cosine, nearest first, as (n, k) integers.
+
+    Of items whose similarities are computed as equal the one of the lower index comes first.
+
+    Parameters
+    ----------
+    embeddings : (n, D) floating point
+        Queries, n >= 1.
+    k : int
+        At least 1 and at most the number of items.
+    gallery : (G, D) floating point, optional
+        Items to search. Without it the embeddings themselves, each query's own row left out by its index, so that
+        there are n - 1 items.
+    block_rows : int, optional
+        Queries compared at a time; see `retrieval`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On a k out of range, another D, library or device, no rows, and rows that are not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xbm import metrics
+    >>> metrics.neighbours(np.asarray([[1.0, 0.0], [1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), k=2)
+    array([[1, 2],
+           [0, 2],
+           [0, 1],
+           [2, 0]])
+    """
+    checks.whole_number("k", k, at_least=1)
+    Z, V, itself = _compared(embeddings, gallery, block_rows)
+    xp, _ = backends.of(Z)
+    items = V.shape[0] - itself
+    if k > items:
+        raise ValueError(f"k must be at most {items}, the number of items to find, got {k}")
+    return xp.concat([nearest for _, nearest in _nearest(Z, V, k, itself, block_rows)])
+
+
+def _nearest(Z, V, k, itself, block_rows):
+    """Yield `(block, indices (b, k))`: for each block of queries Z their k nearest rows of V, nearest first.
+
+    `itself` is 1 where V is Z and each query's own row is no item, else 0.
+    """
+    xp, ops = backends.of(Z)
+    size = block_rows or max(LEAST_ROWS, BLOCK_ELEMENTS // V.shape[0])
+    for start in range(0, Z.shape[0], size):
+        block = slice(start, min(start + size, Z.shape[0]))
+        _, indices = ops.top_k(Z[block, :] @ V.T, k + itself)
+        if itself:
+            # One more was selected: now the query itself moves to the end and is cut off, or, where k + 1 copies
+            # of lower index come before it, the last of those is.
+            own = xp.arange(block.start, block.stop, dtype=indices.dtype, device=device_of(Z))
+            others_first = xp.argsort(xp.astype(indices == own[:, None], xp.int8), axis=1, stable=True)
+            indices = xp.take_along_axis(indices, others_first[:, :k], axis=1)
+        yield block, indices
+
+
+def _compared(embeddings, gallery, block_rows):
+    """Return `(Z, V, itself)`: checked rows of unit length, and 1 where the items V are the queries Z, else 0."""
+    if block_rows is not None:
+        checks.whole_number("block_rows", block_rows, at_least=1)
+    _check_rows("embeddings", embeddings)
+    xp, _ = backends.of(embeddings)
+    if gallery is not None:
+        checks.same_library("gallery", gallery, embeddings)
+        _check_rows("gallery", gallery)
+        if gallery.shape[1] != embeddings.shape[1]:
+            raise ValueError(
+                f"gallery must have shape (G, {embeddings.shape[1]}), as many dimensions as the embeddings "
+                f"{tuple(embeddings.shape)}, got {tuple(gallery.shape)}"
+            )
+    wide = any(x is not None and x.dtype == xp.float64 for x in (embeddings, gallery))
+    dtype = xp.float64 if wide else xp.float32
+    Z = _unit_rows("embeddings", embeddings, dtype)
+    return (Z, Z, 1) if gallery is None else (Z, _unit_rows("gallery", gallery, dtype), 0)
+
+
+def _check_rows(name, x):
+    """Refuse anything but floating-point (n, D) with n and D at least 1."""
+    if not is_array_api_obj(x):
+        raise TypeError(f"{name} must be an array, got {type(x).__name__}")
+    xp, _ = backends.of(x)
+    if not xp.isdtype(x.dtype, "real floating"):
+        raise TypeError(f"{name} must be real floating point, got {x.dtype} of shape {tuple(x.shape)}")
+    if len(x.shape) != 2 or 0 in x.shape:
+        raise ValueError(f"{name} must have shape (n, D) with n and D at least 1, got {tuple(x.shape)}")
+
+
+def _unit_rows(name, x, dtype):
+    """Return x in a dtype and of unit length by rows, refusing rows that are not finite: they have no neighbours."""
+    xp, ops = backends.of(x)
+    z, _ = normalize(xp.astype(ops.stop_gradient(x), dtype, copy=False))
+    bad = int(xp.count_nonzero(~xp.all(xp.isfinite(z), axis=1)))
+    if bad:
+        raise ValueError(f"{bad} of the {name} {tuple(x.shape)} are not finite: they have no neighbours")
+    return z

@@ -1,0 +1,28 @@
+"""Rows of unit length, and the gradient through them in closed form."""
+
+from array_api_compat import array_namespace
+
+EPS = 1e-6  # rows shorter than this are divided by it instead of by their length
+
+
+def normalize(x):
+    """Return `(z, length)`: z = x / max(|x|, EPS) by rows, and the divisor (B, 1).
+
+    Lengths are taken relative to a row's largest entry, so that neither huge nor tiny rows overflow.
+    """
+    xp = array_namespace(x)
+    largest = xp.max(xp.abs(x), axis=1, keepdims=True)
+    largest = xp.where(largest > 0, largest, 1.0)
+    length = largest * xp.sqrt(xp.sum((x / largest) ** 2, axis=1, keepdims=True))
+    length = xp.where(length < EPS, EPS, length)  # a NaN stays one
+    return x / length, length
+
+
+def through_normalize(gradient, z, length):
+    """Return dL/dx from dL/dz: the part of it across z, over the length.
+
+    Rows that were divided by EPS have no part along z to lose.
+    """
+    xp = array_namespace(z)
+    along = xp.sum(gradient * z, axis=1, keepdims=True)
+    return (gradient - xp.where(length > EPS, along, 0.0) * z) / length

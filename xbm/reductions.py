@@ -1,0 +1,107 @@
+"""The associative reductions through which a pair loss or a miner sees a row of similarities.
+
+Each is built from a block with `of`, joined with another block's by `merge`, and read by `result`. Joining is
+the same for blocks of one memory, shards of it, or ranks, so none ever needs a whole row at once.
+"""
+
+from typing import Any, NamedTuple
+
+from array_api_compat import array_namespace
+
+Array = Any
+
+
+class Sum(NamedTuple):
+    """Sum over a row: (B,), or (B, K) for K sums at once."""
+
+    total: Array
+
+    @classmethod
+    def of(cls, x):
+        """Reduce a block x (B, m) or (B, m, K), already multiplied by its pairs' weights."""
+        return cls(array_namespace(x).sum(x, axis=1))
+
+    def merge(self, other):
+        """Join with a later block."""
+        return Sum(self.total + other.total)
+
+    def result(self):
+        """Return the sums, 0 where there was no pair."""
+        return self.total
+
+
+class LogSumExp(NamedTuple):
+    """log sum_j w_j exp(x_j) over a row, (B,), without overflow: sums relative to the largest x."""
+
+    peak: Array  # (B,) largest x with w > 0, -inf if none
+    total: Array  # (B,) sum of w exp(x - peak)
+
+    @classmethod
+    def of(cls, x, weight):
+        """Reduce a block of exponents x (B, m) with pair weights (B, m), 0 = no pair."""
+        xp = array_namespace(x)
+        x = xp.where(weight > 0, x, -xp.inf)
+        peak = xp.max(x, axis=1)
+        return cls(peak, xp.sum(weight * xp.exp(x - _finite(peak)[:, None]), axis=1))
+
+    def merge(self, other):
+        """Join with a later block."""
+        xp = array_namespace(self.peak)
+        peak = xp.maximum(self.peak, other.peak)
+        shift = _finite(peak)
+        total = self.total * xp.exp(self.peak - shift) + other.total * xp.exp(other.peak - shift)
+        return LogSumExp(peak, total)
+
+    def result(self):
+        """Return the logarithms, -inf where there was no pair."""
+        xp = array_namespace(self.peak)
+        any_pair = self.peak > -xp.inf
+        return xp.where(any_pair, self.peak + xp.log(xp.where(any_pair, self.total, 1.0)), -xp.inf)
+
+
+class TopK(NamedTuple):
+    """The k pairs of a row with the largest scores, in falling order; of equal scores the lowest slot first."""
+
+    score: Array  # (B, k), -inf beyond the last pair
+    slot: Array  # (B, k), -1 beyond the last pair
+    similarity: Array  # (B, k)
+
+    @classmethod
+    def of(cls, score, weight, block, k=1):
+        """Reduce a block by score (B, m) among the pairs of weight (B, m) > 0."""
+        xp = array_namespace(score)
+        score = xp.where(weight > 0, score, -xp.inf)
+        slot = xp.where(weight > 0, block.slots[None, :], -1)
+        short = k - score.shape[1]
+        if short > 0:
+            rows = score.shape[0]
+            like = {"dtype": score.dtype, "device": score.device}
+            score = xp.concat([score, xp.full((rows, short), -xp.inf, **like)], axis=1)
+            slot = xp.concat([slot, xp.full((rows, short), -1, dtype=slot.dtype, device=slot.device)], axis=1)
+            similarity = xp.concat([block.S, xp.zeros((rows, short), **like)], axis=1)
+        else:
+            similarity = block.S
+        return cls(score, slot, similarity)._largest(k)
+
+    def merge(self, other):
+        """Join with a later block."""
+        xp = array_namespace(self.score)
+        joined = (xp.concat([mine, theirs], axis=1) for mine, theirs in zip(self, other, strict=True))
+        return TopK(*joined)._largest(self.score.shape[1])
+
+    def result(self):
+        """Return the k pairs themselves."""
+        return self
+
+    def _largest(self, k):
+        xp = array_namespace(self.score)
+        if k == 1:
+            order = xp.argmax(self.score, axis=1, keepdims=True)
+        else:
+            order = xp.argsort(self.score, axis=1, descending=True, stable=True)[:, :k]
+        return TopK(*(xp.take_along_axis(column, order, axis=1) for column in self))
+
+
+def _finite(peak):
+    xp = array_namespace(peak)
+    return xp.where(peak > -xp.inf, peak, 0.0)
