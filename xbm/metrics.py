@@ -4,6 +4,7 @@ Neighbours are selected, never fully sorted, for a block of queries at a time: e
 similarities, never all of them.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from array_api_compat import device as device_of
@@ -76,7 +77,7 @@ def retrieval(embeddings, labels, *, gallery=None, gallery_labels=None, k=(1,), 
     ----------
     Musgrave, Belongie, Lim, "A Metric Learning Reality Check", ECCV 2020, arXiv 2003.08505, section 3.2.
     """
-    ks = (k,) if isinstance(k, int) else tuple(k)
+    ks = tuple(k) if isinstance(k, Iterable) else (k,)
     for one in ks:
         checks.whole_number("k", one, at_least=1)
     if (gallery is None) != (gallery_labels is None):
@@ -102,7 +103,7 @@ def retrieval(embeddings, labels, *, gallery=None, gallery_labels=None, k=(1,), 
         relevant = found == labels[block][:, None]
         rel = xp.astype(relevant & (rank[None, :] <= R[block][:, None]), Z.dtype)
         precision = xp.cumulative_sum(rel, axis=1) / xp.astype(rank, Z.dtype)
-        recall = [xp.astype(xp.any(relevant[:, :one], axis=1), Z.dtype) for one in ks]
+        recall = [xp.astype(xp.any(relevant & (rank <= one)[None, :], axis=1), Z.dtype) for one in ks]
         r_precision, map_at_r = (xp.sum(x, axis=1) / some[block] for x in (rel, precision * rel))
         figures.append(xp.stack([*recall, r_precision, map_at_r]))
 
@@ -166,8 +167,8 @@ def _nearest(Z, V, k, itself, block_rows):
         block = slice(start, min(start + size, Z.shape[0]))
         _, indices = ops.top_k(Z[block, :] @ V.T, k + itself)
         if itself:
-            # One more was selected: now the query itself moves to the end and is cut off, or, where k + 1 copies
-            # of lower index come before it, the last of those is.
+            # One more was selected: the query itself moves to the end and is cut off, or the last one is, where
+            # the query is not among them (copies of lower index come before it).
             own = xp.arange(block.start, block.stop, dtype=indices.dtype, device=device_of(Z))
             others_first = xp.argsort(xp.astype(indices == own[:, None], xp.int8), axis=1, stable=True)
             indices = xp.take_along_axis(indices, others_first[:, :k], axis=1)
@@ -208,8 +209,7 @@ def _check_rows(name, x):
 def _unit_rows(name, x, dtype):
     """Return x in a dtype and of unit length by rows, refusing rows that are not finite: they have no neighbours."""
     xp, ops = backends.of(x)
-    z, _ = normalize(xp.astype(ops.stop_gradient(x), dtype, copy=False))
-    bad = int(xp.count_nonzero(~xp.all(xp.isfinite(z), axis=1)))
+    bad = int(xp.count_nonzero(~xp.all(xp.isfinite(x), axis=1)))
     if bad:
         raise ValueError(f"{bad} of the {name} {tuple(x.shape)} are not finite: they have no neighbours")
-    return z
+    return normalize(xp.astype(ops.stop_gradient(x), dtype, copy=False))[0]

@@ -44,7 +44,7 @@ class Objective:
     miner : Miner, optional
         Choice of the pairs that count, in both terms.
     weight : float
-        Weight of the memory term, at least 0.
+        Weight of the memory term, at least 0; with 0 rows are stored and never compared.
     warmup : int
         Calls before the memory term counts. Rows are stored meanwhile.
     in_batch : bool
@@ -209,7 +209,7 @@ class Objective:
         dtype, B = batch.z.dtype, batch.z.shape[0]
         nothing = xp.zeros_like(batch.z[:, 0]), xp.zeros_like(batch.z), xp.zeros((), dtype=dtype, device=device_of(own))
         step, count = ops.known(state.step), ops.known(state.count)
-        if count == 0 or (step is not None and step < self.warmup):
+        if self.weight == 0 or count == 0 or (step is not None and step < self.warmup):
             return nothing
 
         def pairs(slots, columns):

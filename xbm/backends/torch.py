@@ -1,7 +1,6 @@
 """Operations for PyTorch: writes in place, attaches closed-form gradients to autograd."""
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from xbm.backends.standard import fold
 
@@ -84,8 +83,11 @@ class _ClosedForm(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, upstream):
+        if torch.is_grad_enabled() and not is_compiling():
+            raise RuntimeError(
+                "XBM knows first derivatives only, in closed form: take its backward without create_graph=True"
+            )
         flat = [None]
         for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):
             flat += [(upstream * gradient).to(dtype), None]

@@ -66,8 +66,9 @@ class Glyphs(NamedTuple):
 def load(*, quick=False, cache=None):
     """Return the glyphs, from the cache if they are there, and leave them there if not.
 
-    About 1,790 classes and 24,000 images, the same at every call. A class has one image for each face that
-    holds its character, at least `LEAST_FACES`.
+    About 1,790 classes and 24,400 images, the same at every call. A class has one image for each face that
+    holds its character, at least `LEAST_FACES`. If the folder cannot be written to, this warns, renders the
+    images, in seconds, and returns them all the same.
 
     Parameters
     ----------
@@ -75,11 +76,6 @@ def load(*, quick=False, cache=None):
         Only the first `QUICK_CLASSES` classes, image for image those of the whole. For tests.
     cache : path, optional
         Folder to keep the images in; the user's cache folder for xbm if left out.
-
-    Warns
-    -----
-    UserWarning
-        If the folder cannot be written. The images are then rendered, in seconds, and returned all the same.
 
     """
     folder = user_cache_path("xbm") if cache is None else Path(cache)
@@ -103,7 +99,7 @@ def load(*, quick=False, cache=None):
 def split(glyphs, *, train=0.6, seed=0):
     """Return `(train, test)`, two `Glyphs` with no class in common.
 
-    Of C classes, `round(train * C)` random ones are for training. Both are numbered from 0, in their old order.
+    Of C classes, `round(train * C)` random ones are for training. Both are numbered from 0, in the old order.
 
     Raises
     ------
@@ -139,11 +135,10 @@ def render(*, quick=False):
     for label, character in enumerate(characters):
         # One stream per character, so that an image does not depend on which others are drawn.
         rng = np.random.default_rng((SEED, ord(character)))
-        for face in range(len(FACES)):
-            if character in held[face]:
-                images.append(_distort(_upright(face, character), rng))
-                labels.append(label)
-                faces.append(face)
+        for face in [face for face in range(len(FACES)) if character in held[face]]:
+            images.append(_distort(_upright(face, character), rng))
+            labels.append(label)
+            faces.append(face)
     return Glyphs(np.stack(images), np.array(labels, np.int64), characters, np.array(faces, np.int64))
 
 
@@ -247,7 +242,8 @@ def _fingerprint():
 def _read(file):
     """Return the glyphs of a cache file, or None if it is missing or damaged."""
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        # Opened here, for where the archive is damaged, numpy 2.4 leaves a file that it opened open.
+        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
             images, labels, characters, faces = (archive[field] for field in Glyphs._fields)
     except Exception:  # zip archives and numpy's headers have many ways to be damaged, and one cure
         return None

@@ -38,8 +38,10 @@ PALETTE = {  # name: (on light paper, on dark paper)
 MOST_RUNS = sum(name.startswith("run-") for name in PALETTE)
 
 WIDE, NARROW, PANEL = (912, 340), (400, 280), (440, 210)  # pixels; a narrow screen shows the second for the first
+TICKS = (1, 2, 2.5, 5, 10)  # distances between them, up to a power of ten
 MARKERS = "os^D"  # one per run, for those who cannot tell the colours
-SMOOTHED = 1 / 40  # of a curve's readings are averaged for one point of the smooth line
+MARKED = 40  # points at most of a line whose points are marked
+SMOOTHED = 1 / 40  # of a line's points are averaged for one of the smooth line
 STYLE = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "font.sans-serif": ["DejaVu Sans"],
@@ -48,6 +50,7 @@ STYLE = {
     **{f"axes.spines.{side}": False for side in ("left", "top", "right")},
     **dict.fromkeys(["axes.edgecolor", "grid.color"], PALETTE["rule"][0]),
     **dict.fromkeys(["xtick.major.size", "ytick.major.size"], 0),
+    **dict.fromkeys(["xtick.major.pad", "ytick.major.pad"], 7),
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.grid.axis": "y",
@@ -88,6 +91,11 @@ class Line(NamedTuple):
     values: np.ndarray  # (p,) float, NaN = gap
     dashed: bool = False
 
+    @property
+    def ends(self):
+        """The first and the last reading."""
+        return self.values[np.isfinite(self.values)][[0, -1]]
+
 
 class Chart(NamedTuple):
     """Lines over the training steps, and how they are drawn."""
@@ -96,7 +104,7 @@ class Chart(NamedTuple):
     title: str
     lines: list[Line]
     sizes: tuple[tuple[int, int], ...] = (PANEL,)
-    measured: bool = False  # every point is marked and none smoothed
+    noisy: bool = True  # smoothed, the readings faint behind
     percent: bool = False
 
 
@@ -148,10 +156,12 @@ def _page(runs, images, labels, queries, settings, warmup):
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"points": _points, "plain": _plain}
+    environment.filters |= {"points": _points, "plain": _plain, "legend": _legend}
     # Indices of the images that appear, each once, in the order of their places in the sprite picture.
-    seen = np.unique([i for query in queries for i in (query, *(j for run in runs for j in _nearest(run, query)))])
-    switched_on = warmup if any(run.memory_megabytes > 0 for run in runs) else None
+    seen = np.unique(
+        np.concatenate([queries, *(_nearest(run, query) for run in runs for query in queries)]).astype(int)
+    )
+    switched_on = warmup if warmup > 0 and any(run.memory_megabytes > 0 for run in runs) else None
     capacity = settings.get("capacity") if runs[-1].memory_megabytes > 0 else None
     return environment.get_template("report.html.jinja").render(
         runs=runs,
@@ -162,6 +172,7 @@ def _page(runs, images, labels, queries, settings, warmup):
         retrievals=[_retrieval(runs, labels, query, seen) for query in queries],
         sprites=_sprites(images[seen]),
         columns=SPRITES,
+        switched_on=switched_on,
         settings=settings,
         palette=PALETTE,
     )
@@ -180,18 +191,21 @@ def _plain(value):
 
 def _charts(runs):
     """Yield the page's groups of charts as (name, charts); a chart without lines is left out."""
-    steps = [(np.asarray(run.recall_steps), np.asarray(run.recall, float)) for run in runs]
-    recall = [Line(i, run.name, *steps[i]) for i, run in enumerate(runs)]
+    recall = [
+        Line(i, run.name, np.asarray(run.recall_steps), np.asarray(run.recall, float))
+        for i, run in enumerate(runs)
+        if np.isfinite(run.recall).any()
+    ]
     losses = [
         line._replace(label=f"{line.label}: {term}", dashed=dashed)
         for name, term, dashed in (("batch_loss", "batch loss", False), ("memory_loss", "memory loss", True))
         for line in _readings(runs, name)
     ]
     groups = {
-        "recall": [Chart("recall", "R@1", recall, (WIDE, NARROW), measured=True)],
+        "recall": [Chart("recall", "R@1", recall, (WIDE, NARROW), noisy=False)],
         "losses": [Chart("losses", "Loss", sorted(losses, key=lambda line: line.run), (WIDE, NARROW))],
         "memory": [
-            Chart("fill", "Fill of the memory", _readings(runs, "fill"), percent=True),
+            Chart("fill", "Fill of the memory", _readings(runs, "fill"), noisy=False, percent=True),
             Chart("pairs", "Pairs in use", _readings(runs, "pairs")),
             Chart("drift", "Drift of rows that return", _readings(runs, "drift")),
             Chart("drift-age", "Age of these rows, in steps", _readings(runs, "drift_age")),
@@ -222,6 +236,11 @@ def _smooth(values):
     return np.where(there, total / np.maximum(np.convolve(there, window, "same"), 1), np.nan)
 
 
+def _legend(drawn):
+    """Return what the lines of some charts stand for, each once, as (run, label, dashed)."""
+    return list(dict.fromkeys((line.run, line.label, line.dashed) for chart, _ in drawn for line in chart.lines))
+
+
 def _drawings(chart, switched_on):
     """Return the chart as inline SVG in each of its sizes."""
     return [_svg(chart, size, switched_on) for size in chart.sizes]
@@ -246,26 +265,34 @@ def _svg(chart, size, switched_on):
 
 
 def _draw(axes, chart, switched_on):
-    scale = 100 if chart.percent else 1
     for line in chart.lines:
-        values, colour = scale * line.values, PALETTE[f"run-{line.run + 1}"][0]
-        if chart.measured:
-            axes.plot(line.steps, values, color=colour, marker=MARKERS[line.run])
-            continue
+        values, colour = line.values * (100 if chart.percent else 1), PALETTE[f"run-{line.run + 1}"][0]
         there = np.pad(np.isfinite(values), 1)
         alone = there[1:-1] & ~there[:-2] & ~there[2:]  # a line does not show them
-        axes.plot(line.steps, values, color=colour, alpha=0.25, linewidth=1, marker=".", markevery=alone)
-        axes.plot(line.steps, _smooth(values), color=colour, linestyle=(0, (4, 2)) if line.dashed else "-")
-    if not chart.measured:
+        marked = len(values) <= MARKED and not chart.noisy
+        axes.plot(
+            line.steps,
+            _smooth(values) if chart.noisy else values,
+            color=colour,
+            linestyle=(0, (4, 2)) if line.dashed else "-",
+            marker=MARKERS[line.run] if marked else ".",
+            markevery=None if marked else alone,
+            clip_on=False,
+            zorder=3,
+        )
+        if chart.noisy:
+            axes.plot(line.steps, values, color=colour, alpha=0.25, linewidth=1)
+    if chart.noisy or chart.percent:
         axes.set_ylim(bottom=0, top=100 if chart.percent else None)
-    axes.set_xlim(left=0)
-    if switched_on is not None and 0 < switched_on < axes.get_xlim()[1]:
+    end = max(line.steps[-1] for line in chart.lines)
+    axes.set_xlim(0, end)
+    if switched_on is not None and switched_on < end:
         axes.axvline(switched_on, color=PALETTE["muted"][0], linewidth=1)
         place = {"xy": (switched_on, 1), "xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
-        axes.annotate("memory on", **place, xytext=(0, 4), ha="center")
+        axes.annotate("memory on", **place, xytext=(0, 5), ha="left" if switched_on < end / 2 else "right")
     axes.set_xlabel("step", loc="right")
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=TICKS))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=TICKS))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}%" if chart.percent else "{x:,.10g}"))
 
@@ -286,7 +313,7 @@ def _retrieval(runs, labels, query, seen):
 def _sprites(images):
     """Return one PNG with all images, `SPRITES` to a row, as a data URI: black ink on transparent paper."""
     count, side = len(images), images.shape[1]
-    rows = -(-count // SPRITES)
+    rows = max(-(-count // SPRITES), 1)
     sheet = np.zeros((rows * SPRITES, side, side), np.uint8)
     sheet[:count] = images
     ink = Image.fromarray(sheet.reshape(rows, SPRITES, side, side).swapaxes(1, 2).reshape(rows * side, -1))

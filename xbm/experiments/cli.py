@@ -1,0 +1,41 @@
+"""The command line."""
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from xbm import __version__
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="xbm")
+def main():
+    """Cross-Batch Memory for training embeddings."""
+
+
+@main.command()
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights and batches.")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps of either run.  [default: 2500; quick: 60]")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="xbm-demo",
+    show_default=True,
+    help="Folder for report.html.",
+)
+@click.option("--quick", is_flag=True, help="A small data set and few steps: seconds, and no result to speak of.")
+def demo(seed, steps, out, quick):
+    """Train a small network without and with the memory, and compare.
+
+    Both runs start from the same weights and see the same batches of font glyphs. Ends with a table and a report.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".writable").touch()
+        (out / ".writable").unlink()
+    except OSError as error:
+        raise click.BadParameter(f"cannot write into {out}: {error.strerror}", param_hint="--out") from error
+    from xbm.experiments.demo import plan_of, run  # imports torch: seconds that --help need not wait for
+
+    run(plan_of(seed=seed, steps=steps, quick=quick), quick=quick, out=out, console=Console())
