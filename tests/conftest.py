@@ -8,12 +8,26 @@ from hypothesis import HealthCheck, settings
 from tests import table
 
 settings.register_profile("dev", deadline=None, max_examples=30)
-settings.register_profile("ci", deadline=None, max_examples=100, derandomize=True, print_blob=True)
+settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True, print_blob=True)
 settings.register_profile("nightly", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("XBM_HYPOTHESIS_PROFILE", "dev"))
 
+BACKENDS = table.installed()
 
-@pytest.fixture(scope="session", params=table.installed(), ids=repr)
+
+def pytest_report_header():
+    """Say what is tested, and what is left out for want of a package."""
+    lines = [f"backends: {', '.join(row.name for row in BACKENDS)}"]
+    return lines + [f"left out: {path} (no {package} here)" for path, package in table.left_out().items()]
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave out what the table says needs a package that is not installed."""
+    path = collection_path.relative_to(config.rootpath).as_posix()
+    return True if path in table.left_out() else None
+
+
+@pytest.fixture(scope="session", params=BACKENDS, ids=repr)
 def backend(request):
     """Each installed array library in turn."""
     return request.param

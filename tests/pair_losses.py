@@ -1,4 +1,4 @@
-"""Losses and a miner that the library does not have yet, in the form it prescribes: they prove that the engine is general.
+"""Losses and a miner that the library does not have yet, in the form it prescribes: they prove the engine general.
 
 Between them they use every reduction, several stages, and every way to combine a miner with a loss.
 """
@@ -49,7 +49,7 @@ class Similar(Miner):
         xp = array_namespace(block.S)
         least, most = -r["hardest"].score, r["nearest"].score
         return block._replace(
-            P=xp.where(block.S < most + self.eps, block.P, 0.0), N=xp.where(block.S > least - self.eps, block.N, 0.0)
+            P=xp.where(most + self.eps > block.S, block.P, 0.0), N=xp.where(least - self.eps < block.S, block.N, 0.0)
         )
 
 

@@ -34,7 +34,9 @@ def batches(draw, dim, *, sizes=None, finite=True, with_ids=None):
     size = draw(st.integers(0, 2 * MAX_CAPACITY + 1) if sizes is None else sizes)
     x = draw(hnp.arrays(np.float32, (size, dim), elements=eighths))
     if not finite and size:
-        bad = draw(st.lists(st.tuples(st.integers(0, size - 1), st.sampled_from([np.nan, np.inf, -np.inf])), max_size=2))
+        bad = draw(
+            st.lists(st.tuples(st.integers(0, size - 1), st.sampled_from([np.nan, np.inf, -np.inf])), max_size=2)
+        )
         for row, value in bad:
             x[row, draw(st.integers(0, dim - 1))] = value
     with_ids = draw(st.booleans()) if with_ids is None else with_ids
@@ -47,7 +49,7 @@ def batches(draw, dim, *, sizes=None, finite=True, with_ids=None):
 
 
 @st.composite
-def histories(draw, *, dim=None, finite=True, steps=st.integers(1, 6), with_ids=None):
+def histories(draw, *, dim=None, finite=True, with_ids=None):
     """Draw a run of batches of one embedding size."""
     dim = draw(dims) if dim is None else dim
-    return [draw(batches(dim, finite=finite, with_ids=with_ids)) for _ in range(draw(steps))]
+    return [draw(batches(dim, finite=finite, with_ids=with_ids)) for _ in range(draw(st.integers(1, 6)))]

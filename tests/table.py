@@ -68,8 +68,16 @@ ROWS = {
 }
 
 NOT_APPLICABLE = {
-    # (test, backend): reason
+    ("test_values_too_large_for_the_memory_are_not_finite_there", "strict"): "the standard has no float16",
 }
+"""(test, backend): why it cannot run there."""
+
+NEEDS = {
+    "tests/integrations/test_torch.py": ("torch",),
+    "tests/experiments": ("torch", "matplotlib", "rich"),
+    "tests/test_docs.py": ("torch",),
+}
+"""Tests of one framework: path and the packages without which they are left out."""
 
 
 def required():
@@ -87,3 +95,8 @@ def installed():
     if missing:
         raise ModuleNotFoundError(f"required backends are not installed: {', '.join(missing)}")
     return [make() for module, make in ROWS.values() if find_spec(module)]
+
+
+def left_out():
+    """Return {path: missing package} of the tests that cannot run here."""
+    return {path: package for path, packages in NEEDS.items() for package in packages if find_spec(package) is None}

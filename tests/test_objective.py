@@ -36,9 +36,7 @@ def away_from_thresholds(z, keys, thresholds=(0.5, 1.0)):
     in_batch=st.booleans(),
     block_rows=st.integers(1, 10),
 )
-def test_step_is_its_definition(
-    backend, history, capacity, warmup, weight, copies, reduction, in_batch, block_rows
-):
+def test_step_is_its_definition(backend, history, capacity, warmup, weight, copies, reduction, in_batch, block_rows):
     """Losses, gradients and memory of whole runs equal those of loops over a deque."""
     objective = xbm.Objective(
         loss=xbm.Contrastive(reduction=reduction),
@@ -66,18 +64,16 @@ def test_step_is_its_definition(
             z = oracle.normalize(x)
             total = oracle.batch_term(z, batch.labels, loss=loss_of) if in_batch else 0.0
             if call >= warmup:
-                total += weight * oracle.memory_term(
-                    model, z, batch.labels, batch.ids, copies=copies, loss=loss_of
-                )
+                total += weight * oracle.memory_term(model, z, batch.labels, batch.ids, copies=copies, loss=loss_of)
             return total
 
         assert float(result.loss) == pytest.approx(expected(x), rel=1e-9, abs=1e-12)
         stored = np.asarray([row.z for row in model.rows]).reshape(-1, x.shape[1])
-        if len(x) and np.all(np.linalg.norm(x, axis=1) > 0.1) and away_from_thresholds(z, np.vstack([z, stored])):
-            # With exact duplicates S = 1, on the positives' margin: one-sided there.
-            if not np.any(np.triu(z @ np.vstack([z, stored]).T > 1 - 1e-9, 1)):
-                found = backend.numpy(result.gradient)
-                np.testing.assert_allclose(found, oracle.gradient(expected, x), rtol=1e-4, atol=1e-6)
+        # Exact duplicates have S = 1, on the positives' margin, where the derivative is one-sided.
+        smooth = np.all(np.linalg.norm(x, axis=1) > 0.1) and away_from_thresholds(z, np.vstack([z, stored]))
+        if len(x) and smooth and not np.any(np.triu(z @ np.vstack([z, stored]).T > 1 - 1e-9, 1)):
+            found = backend.numpy(result.gradient)
+            np.testing.assert_allclose(found, oracle.gradient(expected, x), rtol=1e-4, atol=1e-6)
         model.end_call()
         state = result.state
         rows = xbm.rows(state)
@@ -106,9 +102,7 @@ def test_gradient_is_finite_differences(backend, seed, calls, capacity, size):
             z = oracle.normalize(x)
             return oracle.batch_term(z, labels) + oracle.memory_term(model, z, labels)
 
-        np.testing.assert_allclose(
-            backend.numpy(result.gradient), oracle.gradient(expected, x), rtol=1e-5, atol=1e-7
-        )
+        np.testing.assert_allclose(backend.numpy(result.gradient), oracle.gradient(expected, x), rtol=1e-5, atol=1e-7)
         model.end_call()
         state = result.state
 
@@ -151,9 +145,7 @@ def test_names_of_classes_and_samples_change_nothing(backend, history, capacity,
                 labels = rename[labels]
                 ids = None if ids is None else np.where(ids < 0, -1, rename[ids])
             x = backend.array(batch.x.astype(np.float64))
-            result = objective.step(
-                state, x, backend.array(labels), **keywords(backend, ids=ids, mask=batch.mask)
-            )
+            result = objective.step(state, x, backend.array(labels), **keywords(backend, ids=ids, mask=batch.mask))
             states[which] = result.state
             losses.append((backend.numpy(result.loss), backend.numpy(result.gradient), backend.numpy(result.report)))
         for one, other in zip(*losses, strict=True):
@@ -249,23 +241,19 @@ def test_queries_against_keys(backend, seed, size, more, capacity):
         )
         model.enqueue(oracle.normalize(k), key_labels)
 
-        def expected(q, k, labels=labels, key_labels=key_labels):
-            z, keys = oracle.normalize(q), oracle.normalize(k)
-            return oracle.batch_term(z, labels, keys, key_labels) + oracle.memory_term(model, z, labels)
+        def against_batch(q, k, labels=labels, key_labels=key_labels):
+            return oracle.batch_term(oracle.normalize(q), labels, oracle.normalize(k), key_labels)
+
+        def expected(q, k, labels=labels):
+            return against_batch(q, k) + oracle.memory_term(model, oracle.normalize(q), labels)
 
         assert float(result.loss) == pytest.approx(expected(q, k), rel=1e-9)
-        zq, stored = oracle.normalize(q), np.asarray([row.z for row in model.rows])
-        if away_from_thresholds(zq, np.vstack([oracle.normalize(k), stored])):
-            np.testing.assert_allclose(
-                backend.numpy(result.gradient), oracle.gradient(lambda q, k=k: expected(q, k), q), rtol=1e-5, atol=1e-7
-            )
-            np.testing.assert_allclose(
-                backend.numpy(result.key_gradient),
-                oracle.gradient(lambda k, q=q: oracle.batch_term(
-                    oracle.normalize(q), labels, oracle.normalize(k), key_labels), k),  # fmt: skip
-                rtol=1e-5,
-                atol=1e-7,
-            )
+        stored = np.asarray([row.z for row in model.rows])
+        if away_from_thresholds(oracle.normalize(q), np.vstack([oracle.normalize(k), stored])):
+            of_queries = oracle.gradient(lambda q, k=k: expected(q, k), q)
+            of_keys = oracle.gradient(lambda k, q=q: against_batch(q, k), k)
+            np.testing.assert_allclose(backend.numpy(result.gradient), of_queries, rtol=1e-5, atol=1e-7)
+            np.testing.assert_allclose(backend.numpy(result.key_gradient), of_keys, rtol=1e-5, atol=1e-7)
         model.end_call()
         state = result.state
 
@@ -339,13 +327,14 @@ def test_report(backend):
     state = xbm.init(4, 2, dtype=backend.xp.float64, xp=backend.xp)
     x, labels = np.asarray([[1.0, 0.0], [0.0, 1.0]]), backend.array(np.asarray([0, 1]))
     ids = backend.array(np.asarray([10, 11]))
-    objective.step(state, backend.array(x), labels, ids=ids)
-    state = objective.step(xbm.init(4, 2, dtype=backend.xp.float64, xp=backend.xp), backend.array(x), labels, ids=ids).state
+    state = objective.step(state, backend.array(x), labels, ids=ids).state
     moved = backend.array(np.asarray([[0.8, 0.6]]))
     result = objective.step(state, moved, labels[:1], ids=ids[:1])
     report = dict(zip(REPORT, backend.numpy(result.report).tolist(), strict=True))
     assert report["batch_loss"] == 0
-    assert report["memory_loss"] == pytest.approx(0.5 * 0.1)  # its copy is left out, the other row is 0.6 - 0.5 too near
+    assert report["memory_loss"] == pytest.approx(
+        0.5 * 0.1
+    )  # its copy is left out, the other row is 0.6 - 0.5 too near
     assert report["fill"] == 0.75
     assert report["pairs"] == 1
     assert report["drift"] == pytest.approx(0.2**2 + 0.6**2)

@@ -8,7 +8,9 @@ def main():
     try:
         from xbm.experiments.cli import main as command
     except ModuleNotFoundError as error:
-        sys.exit(f"The command line needs more packages than the library ({error.name} is missing): pip install xbm[demo]")
+        sys.exit(
+            f"The command line needs more packages than the library ({error.name} is missing): pip install xbm[demo]"
+        )
     command(prog_name="xbm")
 
 

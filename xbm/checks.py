@@ -44,7 +44,9 @@ def same_library(name, array, like):
         raise TypeError(f"{name} must be an array of {library}, as the memory is, got {type(array).__name__}")
     if array_namespace(array) is not xp:
         got = type(array)
-        raise TypeError(f"{name} must be an array of {library}, as the memory is, got a {got.__module__}.{got.__name__}")
+        raise TypeError(
+            f"{name} must be an array of {library}, as the memory is, got a {got.__module__}.{got.__name__}"
+        )
     if device(array) != device(like):
         raise ValueError(
             f"{name} of shape {tuple(array.shape)} are on device {device(array)}, the memory is on {device(like)}: "

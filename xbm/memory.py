@@ -160,9 +160,10 @@ def storable(state, embeddings, *, mask=None, on_nonfinite="skip"):
         if ops.is_compiling():
             raise RuntimeError('on_nonfinite="raise" reads values, which a compiler cannot: use "skip"')
         if xp.any(bad):
+            n, shape = int(xp.count_nonzero(bad)), tuple(embeddings.shape)
             raise ValueError(
-                f"{int(xp.sum(xp.astype(bad, xp.int64)))} of the embeddings {tuple(embeddings.shape)} are not finite in "
-                f"the memory's {state.embeddings.dtype}; nothing was stored"
+                f"{n} of the embeddings {shape} are not finite in the memory's {state.embeddings.dtype}; "
+                f"nothing was stored"
             )
     return asked & finite, bad
 
@@ -264,7 +265,8 @@ def inconsistency(state):
         return f"embeddings must have shape (M, D), got {shapes['embeddings']}"
     for name in ("labels", "ids", "stored_at"):
         if shapes[name] != capacity:
-            return f"{name} must have shape {capacity}, one for each of the embeddings {shapes['embeddings']}, got {shapes[name]}"
+            rows = shapes["embeddings"]
+            return f"{name} must have shape {capacity}, one for each of the embeddings {rows}, got {shapes[name]}"
     for name in ("cursor", "count", "step", "skipped"):
         if shapes[name] != ():
             return f"{name} must be a scalar, got shape {shapes[name]}"

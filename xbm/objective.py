@@ -141,7 +141,7 @@ class Objective:
             If an input does not fit; the state is then as it was.
         """
         batch = _Batch.of(self, state, x, labels, ids, keys, key_labels, mask)
-        xp, ops = backends.of(state.embeddings)
+        xp, _ = backends.of(state.embeddings)
         keep, bad = memory.storable(state, batch.stored, mask=mask, on_nonfinite=self.on_nonfinite)
         nowhere = xp.full(labels.shape, -1, dtype=xp.int64, device=device_of(x))
         own = memory.own_slots(state, keep) if keys is None else nowhere
@@ -193,7 +193,7 @@ class Objective:
 
     def _batch_term(self, batch, gradient):
         """Return (L_i, dL/dz, dL/dk) of the batch against itself, or against its keys k."""
-        xp, ops = backends.of(batch.z)
+        xp, _ = backends.of(batch.z)
         K = batch.stored
         if not self.in_batch or 0 in (batch.z.shape[0], K.shape[0]):
             return xp.zeros_like(batch.z[:, 0]), xp.zeros_like(batch.z), xp.zeros_like(K)

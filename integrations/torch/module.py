@@ -115,12 +115,12 @@ class XBM(torch.nn.Module):
 
     @property
     def report(self):
-        """The last training call's figures, a read-only mapping of name to float. Only reading one waits for the device.
+        """The last training call's figures: a read-only mapping of name to float. Only reading one makes a device wait.
 
-        `batch_loss` and `memory_loss`, the terms as they enter the loss; `fill`, in [0, 1]; `pairs` of anchors and memory
-        rows with a non-zero weight; `drift`, mean squared distance between the new and old rows of samples that came
-        back (with `ids=`, else NaN), and `drift_age`, its mean age in calls; `skipped`, rows not stored so far because
-        they were not finite.
+        `batch_loss` and `memory_loss`, the terms as they enter the loss; `fill`, in [0, 1]; `pairs` of anchors and
+        memory rows with a non-zero weight; `drift`, mean squared distance between the new and old rows of samples that
+        came back (with `ids=`, else NaN), and `drift_age`, its mean age in calls; `skipped`, rows not stored so far
+        because they were not finite.
         """
         return Report(self.figures)
 
@@ -134,7 +134,8 @@ class XBM(torch.nn.Module):
         labels : (B,) integer
             Classes of the anchors.
         ids : (B,) integer, optional
-            Samples of the anchors, >= 0, negative = none: keeps a sample's older rows out of its pairs, and measures drift.
+            Samples of the anchors, >= 0, negative = none: keeps a sample's older rows out of its pairs, and measures
+            drift.
         enqueue : (B,) bool, optional
             Rows to store; the others are compared all the same.
         keys : (K, D) floating point, optional
@@ -178,8 +179,8 @@ class XBM(torch.nn.Module):
     def fill(self, encoder, loader):
         """Fill the memory with the embeddings of a loader's samples, as the paper does once the warm-up is over.
 
-        The encoder is called as it is (in the mode it is in) without gradients, on the memory's device, until `capacity`
-        rows were stored or the loader ends. Nothing is compared and no step is counted.
+        The encoder is called as it is (in the mode it is in) without gradients, on the memory's device, until
+        `capacity` rows were stored or the loader ends. Nothing is compared and no step is counted.
 
         Parameters
         ----------
@@ -201,7 +202,9 @@ class XBM(torch.nn.Module):
         device, offered = self.embeddings.device, 0
         for batch in loader:
             if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
-                raise TypeError(f"loader must yield (inputs, labels) or (inputs, labels, ids), got {type(batch).__name__}")
+                raise TypeError(
+                    f"loader must yield (inputs, labels) or (inputs, labels, ids), got {type(batch).__name__}"
+                )
             inputs, labels, ids = (*(one.to(device) if hasattr(one, "to") else one for one in batch), None)[:3]
             with torch.no_grad():
                 x = _wide(encoder(inputs))
@@ -212,7 +215,7 @@ class XBM(torch.nn.Module):
         return offered
 
     def rows(self):
-        """Return the filled rows, oldest first: `embeddings` (n, D), `labels`, `ids` and `stored_at` (n,), as copies."""
+        """Return copies of the filled rows, oldest first: `embeddings` (n, D), `labels`, `ids`, `stored_at` (n,)."""
         return memory.rows(self._state())
 
     def extra_repr(self):
@@ -261,9 +264,7 @@ class XBM(torch.nn.Module):
             if saved.labels.shape[0] != self.capacity:
                 resized = memory.resize(saved, self.capacity)
                 state_dict.update({prefix + name: value for name, value in resized._asdict().items()})
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors
-        )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
 
 
 class Report(Mapping):

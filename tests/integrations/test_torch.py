@@ -4,20 +4,18 @@ import copy
 import subprocess
 import sys
 
+import array_api_compat.torch as xp
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-
-import array_api_compat.torch as xp  # noqa: E402
-from hypothesis import given  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-
-import xbm as core  # noqa: E402
-from tests.pair_losses import LOSSES, BatchHard, Similar  # noqa: E402
-from tests.strategies import capacities, histories  # noqa: E402
-from xbm.integrations.torch import XBM  # noqa: E402
-from xbm.memory import MemoryState  # noqa: E402
+import xbm as core
+from tests.pair_losses import LOSSES, BatchHard, Similar
+from tests.strategies import capacities, histories
+from xbm.integrations.torch import XBM
+from xbm.memory import MemoryState
 
 OPTIONS = [
     {},

@@ -75,7 +75,11 @@ def table(runs):
         result.add_column(column, justify="right")
     for one in runs:
         result.add_row(
-            one.name, f"{one.recall_at_1:.3f}", f"{one.map_at_r:.3f}", f"{one.seconds:.1f}", f"{one.memory_megabytes:.1f}"
+            one.name,
+            f"{one.recall_at_1:.3f}",
+            f"{one.map_at_r:.3f}",
+            f"{one.seconds:.1f}",
+            f"{one.memory_megabytes:.1f}",
         )
     without, with_memory = runs
     gain = (with_memory.recall_at_1 - without.recall_at_1, with_memory.map_at_r - without.map_at_r)

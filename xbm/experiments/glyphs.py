@@ -73,7 +73,7 @@ def load(*, quick=False, cache=None):
     Parameters
     ----------
     quick : bool
-        Only the first `QUICK_CLASSES` classes, image for image those of the whole. For tests.
+        Only `QUICK_CLASSES` classes, from all over the whole and image for image the same. For tests.
     cache : path, optional
         Folder to keep the images in; the user's cache folder for xbm if left out.
 
@@ -128,8 +128,9 @@ def render(*, quick=False):
     held = [_characters(face) for face in range(len(FACES))]
     candidates = sorted(c for c in set().union(*held) if sum(c in face for face in held) >= LEAST_FACES)
     # The lowest code point stands for its look-alikes: with images of them all, such a class would be bigger.
-    representatives = np.unique(lookalikes(candidates))[: QUICK_CLASSES if quick else None]
-    characters = tuple(candidates[i] for i in representatives)
+    characters = tuple(candidates[i] for i in np.unique(lookalikes(candidates)))
+    if quick:
+        characters = characters[:: len(characters) // QUICK_CLASSES][:QUICK_CLASSES]
 
     images, labels, faces = [], [], []
     for label, character in enumerate(characters):

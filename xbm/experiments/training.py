@@ -50,10 +50,7 @@ def train(plan, train_set, test_set, *, memory, on_step=None):
     """
     torch.manual_seed(plan.seed)
     encoder = conv_net(plan.dim)
-    if memory:
-        xbm = XBM(plan.dim, plan.capacity, warmup=plan.warmup)
-    else:
-        xbm = XBM(plan.dim, 1, weight=0.0)
+    xbm = XBM(plan.dim, plan.capacity, warmup=plan.warmup) if memory else XBM(plan.dim, 1, weight=0.0)
     optimizer = torch.optim.Adam(encoder.parameters(), lr=plan.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, plan.steps)
     sampler = PKSampler(

@@ -1,0 +1,28 @@
+"""`import xbm` imports no framework."""
+
+import subprocess
+import sys
+
+import pytest
+
+FRAMEWORKS = ("torch", "tensorflow", "keras", "jax")
+CHECK = f"import sys; print(*sorted(set({FRAMEWORKS}) & set(sys.modules)))"
+
+
+def frameworks_after(program, **options):
+    """Return the frameworks that a fresh interpreter has imported once the program ran."""
+    command = [sys.executable, "-c", f"{program}\n{CHECK}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, **options).stdout.split()
+
+
+@pytest.mark.parametrize("module", ["xbm", "xbm.metrics", "xbm.sampling", "xbm.backends.numpy"])
+def test_no_framework_is_imported(module):
+    assert frameworks_after(f"import {module}") == []
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_the_check_would_see_one(framework, tmp_path):
+    (tmp_path / f"{framework}.py").touch()
+    assert frameworks_after(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import xbm, {framework}") == [
+        framework
+    ]
