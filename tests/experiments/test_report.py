@@ -7,9 +7,13 @@ from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 
-import matplotlib
 import numpy as np
 import pytest
+
+pytest.importorskip("jinja2", reason="the demo's libraries are not installed")
+pytest.importorskip("matplotlib", reason="the demo's libraries are not installed")
+
+import matplotlib
 from PIL import Image
 
 from xbm.experiments import report
@@ -253,6 +257,11 @@ def test_the_step_where_the_memory_switches_on_is_marked(whole):
 @pytest.mark.parametrize(("one", "warmup"), [(PAIR[0], WARMUP), (PAIR[1], 0)])
 def test_nothing_is_marked_without_a_memory_or_a_warmup(page, one, warmup):
     assert "memory on" not in page([replace(one, figures={})], warmup=warmup).text
+
+
+def test_a_run_of_one_reading(page):
+    one = replace(PAIR[1], recall_steps=[0], recall=[0.5], figures_steps=[0], figures={"batch_loss": [1.0]})
+    assert "Loss terms" in page([one]).text
 
 
 def test_no_queries_no_retrievals(page):

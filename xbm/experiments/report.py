@@ -269,14 +269,14 @@ def _draw(axes, chart, switched_on):
         values, colour = line.values * (100 if chart.percent else 1), PALETTE[f"run-{line.run + 1}"][0]
         there = np.pad(np.isfinite(values), 1)
         alone = there[1:-1] & ~there[:-2] & ~there[2:]  # a line does not show them
-        marked = len(values) <= MARKED and not chart.noisy
+        all_marked = len(values) <= MARKED and not chart.noisy
         axes.plot(
             line.steps,
             _smooth(values) if chart.noisy else values,
             color=colour,
             linestyle=(0, (4, 2)) if line.dashed else "-",
-            marker=MARKERS[line.run] if marked else ".",
-            markevery=None if marked else alone,
+            marker=MARKERS[line.run],
+            markevery=None if all_marked else alone,
             clip_on=False,
             zorder=3,
         )
@@ -284,7 +284,7 @@ def _draw(axes, chart, switched_on):
             axes.plot(line.steps, values, color=colour, alpha=0.25, linewidth=1)
     if chart.noisy or chart.percent:
         axes.set_ylim(bottom=0, top=100 if chart.percent else None)
-    end = max(line.steps[-1] for line in chart.lines)
+    end = max(1, *(line.steps[-1] for line in chart.lines))
     axes.set_xlim(0, end)
     if switched_on is not None and switched_on < end:
         axes.axvline(switched_on, color=PALETTE["muted"][0], linewidth=1)
