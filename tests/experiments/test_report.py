@@ -16,7 +16,7 @@ pytest.importorskip("matplotlib", reason="the demo's libraries are not installed
 import matplotlib
 from PIL import Image
 
-from xbm.experiments import report
+from xbm.experiments import charts, report
 
 STEPS = np.arange(0, 200, 2)
 WARMUP = 40
@@ -270,7 +270,7 @@ def test_no_queries_no_retrievals(page):
 
 def test_what_does_not_count_yet_is_a_gap():
     values = PAIR[1].figures["memory_loss"]
-    (line,) = report._readings(PAIR, "memory_loss")
+    (line,) = charts.readings(PAIR, "memory_loss")
     np.testing.assert_array_equal(line.values, np.where(STEPS < WARMUP, np.nan, values))
     assert values[0] == 0  # the run is as it was
 
@@ -278,9 +278,9 @@ def test_what_does_not_count_yet_is_a_gap():
 def test_gaps_stay_gaps_and_edges_are_not_pulled_to_zero():
     values = np.full(200, 3.0)
     values[50:60] = np.nan
-    np.testing.assert_allclose(report._smooth(values), values)
+    np.testing.assert_allclose(charts.smooth(values), values)
     noise = np.random.default_rng(0).normal(size=200)
-    assert np.std(report._smooth(noise)) < 0.7
+    assert np.std(charts.smooth(noise)) < 0.7
 
 
 def test_same_input_same_page(page, whole):
