@@ -41,15 +41,13 @@ def same_library(name, array, like):
     xp = array_namespace(like)
     library = xp.__name__.removeprefix("array_api_compat.").split(".")[0]
     if not is_array_api_obj(array):
-        raise TypeError(f"{name} must be an array of {library}, as the memory is, got {type(array).__name__}")
+        raise TypeError(f"{name} must be an array of {library}, got {type(array).__name__}")
     if array_namespace(array) is not xp:
         got = type(array)
-        raise TypeError(
-            f"{name} must be an array of {library}, as the memory is, got a {got.__module__}.{got.__name__}"
-        )
+        raise TypeError(f"{name} must be an array of {library}, got a {got.__module__}.{got.__name__}")
     if device(array) != device(like):
         raise ValueError(
-            f"{name} of shape {tuple(array.shape)} are on device {device(array)}, the memory is on {device(like)}: "
+            f"{name} of shape {tuple(array.shape)} are on device {device(array)}, what they meet is on {device(like)}: "
             f"move one of them"
         )
 

@@ -413,10 +413,10 @@ def test_construction_refuses(options, error, sentence):
     [
         ({"embeddings": torch.zeros(2, 5)}, ValueError, r"shape \(B, 4\), as the memory's rows have 4.*\(2, 5\)"),
         ({"embeddings": np.zeros((2, 4))}, TypeError, "embeddings must be an array of torch.*numpy.ndarray"),
-        ({"labels": [0, 1]}, TypeError, "labels must be an array of torch, as the memory is, got list"),
+        ({"labels": [0, 1]}, TypeError, "labels must be an array of torch, got list"),
         ({"labels": torch.zeros(2)}, TypeError, "labels must be integers, got torch.float32"),
         ({"labels": torch.zeros(2, 7, dtype=torch.int64)}, ValueError, "one-hot"),
-        ({"labels": torch.zeros(2, dtype=torch.int64, device="meta")}, ValueError, "on device meta, the memory is on"),
+        ({"labels": torch.zeros(2, dtype=torch.int64, device="meta")}, ValueError, "on device meta, what they meet is on cpu"),
         ({"ids": torch.zeros(3, dtype=torch.int64)}, ValueError, r"ids must have shape \(2,\)"),
         ({"enqueue": torch.ones(2)}, TypeError, "mask must be boolean"),
         ({"key_labels": torch.zeros(2, dtype=torch.int64)}, ValueError, "key_labels were given without keys"),

@@ -21,10 +21,11 @@ def top_k(x, k):
     In falling order; of equal values the lowest index comes first.
     """
     indices = np.sort(np.argpartition(x, -k, axis=1)[:, -k:], axis=1)
-    values = np.take_along_axis(x, indices, axis=1)
-    tied = np.count_nonzero(x >= values.min(axis=1, keepdims=True), axis=1) > k
+    least = np.take_along_axis(x, indices, axis=1).min(axis=1, keepdims=True)
+    tied = np.count_nonzero(x >= least, axis=1) > k
     # A partition may keep any of the values that equal the smallest one kept.
     indices[tied] = np.sort(np.argsort(-x[tied], axis=1, stable=True)[:, :k], axis=1)
+    values = np.take_along_axis(x, indices, axis=1)
     order = np.argsort(-values, axis=1, stable=True)
     return np.take_along_axis(values, order, axis=1), np.take_along_axis(indices, order, axis=1)
 

@@ -33,10 +33,11 @@ def top_k(x, k):
 
     In falling order; of equal values the lowest index comes first.
     """
-    values, indices = torch.topk(x, k, dim=1)
-    tied = (x >= values[:, -1:]).sum(dim=1) > k
+    rows = x.shape[1]
+    values, indices = torch.topk(x, min(k + 1, rows), dim=1)
+    indices = indices[:, :k]
     # topk may keep any of the values that equal the smallest one kept.
-    if tied.any():
+    if k < rows and (tied := values[:, k - 1] == values[:, k]).any():
         indices[tied] = torch.sort(x[tied], dim=1, descending=True, stable=True).indices[:, :k]
     indices = indices.sort(dim=1).values
     values, order = torch.sort(x.gather(1, indices), dim=1, descending=True, stable=True)

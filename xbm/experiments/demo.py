@@ -6,7 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import rich.table
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from xbm import __version__
 from xbm.experiments import glyphs, report
@@ -43,11 +43,11 @@ def run(plan, *, quick, out, console):
 
 
 def bars(console):
-    """Return the progress bars: step, loss, fill, pairs in use and drift of either run."""
+    """Return the progress bars: share of the steps, loss, fill, pairs in use and drift of either run."""
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=12),
-        MofNCompleteColumn(),
+        BarColumn(bar_width=6),
+        TaskProgressColumn(),
         TextColumn("{task.fields[figures]}"),
         TimeElapsedColumn(),
         console=console,
@@ -61,7 +61,7 @@ def one_run(progress, plan, train_set, test_set, *, memory):
     def on_step(step, now):
         shown = f"loss {now['batch_loss'] + now['memory_loss']:.3f}"
         if memory:
-            shown += f"  fill {now['fill']:4.0%}  pairs {now['pairs']:5.0f}  drift {now['drift']:.3f}"
+            shown += f" fill {now['fill']:4.0%} pairs {now['pairs']:5.0f} drift {now['drift']:.3f}"
         progress.update(task, completed=step, figures=shown)
 
     return train(plan, train_set, test_set, memory=memory, on_step=on_step)

@@ -1,0 +1,78 @@
+"""What each backend adds to the standard, against plain NumPy."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from xbm import backends
+
+matrices = hnp.arrays(np.float64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=7), elements=st.integers(-2, 2))
+
+
+def test_every_operation_is_there(backend):
+    _, ops = backends.of(backend.array(np.zeros(1)))
+    assert all(callable(getattr(ops, name)) for name in backends.OPERATIONS)
+
+
+def test_arrays_of_no_library_are_refused():
+    with pytest.raises(TypeError):
+        backends.of([1.0])
+
+
+@given(x=matrices, data=st.data())
+def test_top_k_is_a_stable_sort(backend, x, data):
+    k = data.draw(st.integers(1, x.shape[1]))
+    array = backend.array(x)
+    _, ops = backends.of(array)
+    values, indices = ops.top_k(array, k)
+    expected = np.argsort(-x, axis=1, stable=True)[:, :k]
+    np.testing.assert_array_equal(backend.numpy(indices), expected)
+    np.testing.assert_array_equal(backend.numpy(values), np.take_along_axis(x, expected, axis=1))
+
+
+@given(ring=matrices, start=st.integers(0, 6), data=st.data())
+def test_rows_are_written_round_the_ring(backend, ring, start, data):
+    size, dim = ring.shape
+    written = data.draw(st.integers(0, size))
+    slots = (start + np.arange(written)) % size
+    rows = np.arange(written * dim, dtype=float).reshape(written, dim) + 10
+    array = backend.array(ring)
+    _, ops = backends.of(array)
+    found = ops.write_rows(array, backend.array(slots), backend.array(rows))
+    expected = ring.copy()
+    expected[slots] = rows
+    np.testing.assert_array_equal(backend.numpy(found), expected)
+
+
+@given(rows=matrices, size=st.integers(1, 8), limit=st.none() | st.integers(1, 8))
+def test_fold_visits_every_row_once(backend, rows, size, limit):
+    array = backend.array(rows)
+    _, ops = backends.of(array)
+    seen = ops.fold(
+        lambda carry, start, block, again: [*(carry or []), (start, backend.numpy(block), backend.numpy(again))],
+        (array, array),
+        size,
+        limit=limit,
+    )
+    starts = list(range(0, len(rows) if limit is None else min(limit, len(rows)), size))
+    assert [start for start, _, _ in seen] == starts
+    for start, block, again in seen:
+        np.testing.assert_array_equal(block, rows[start : start + size])
+        np.testing.assert_array_equal(again, block)
+
+
+@given(rows=matrices, anchors=st.integers(0, 4), share=st.sampled_from([0.0, 0.1, 0.5, 1.0]), seed=st.integers(0, 99))
+def test_weights_are_applied_whatever_their_share(backend, rows, anchors, share, seed):
+    rng = np.random.default_rng(seed)
+    weights = rng.normal(size=(anchors, len(rows))) * (rng.random(len(rows)) < share)
+    array = backend.array(weights)
+    _, ops = backends.of(array)
+    found = ops.apply_weights(array, backend.array(rows))
+    np.testing.assert_allclose(backend.numpy(found), weights @ rows, atol=1e-12)
+
+
+def test_a_known_scalar_is_its_value(backend):
+    _, ops = backends.of(backend.array(np.zeros(1)))
+    assert ops.known(backend.array(np.asarray(7))) in (7, None)
