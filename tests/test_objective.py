@@ -212,6 +212,15 @@ def test_two_views_in_one_call_stay_positives(backend):
     assert float(result.loss) == pytest.approx(2 * 0.4)  # 1 - 0.6 in the batch, and the same in the memory
 
 
+def test_samples_without_an_id_are_no_copies_of_each_other(backend):
+    x, label = backend.array(np.asarray([[1.0, 0.0]])), backend.array(np.asarray([3]))
+    objective = xbm.Objective(warmup=0, in_batch=False)
+    state = objective.step(xbm.init(4, 2, xp=backend.xp), x, label).state
+    result = objective.step(state, -x, label, ids=backend.array(np.asarray([-1])))
+    assert float(result.loss) == 2
+    assert np.isnan(float(result.report[REPORT.index("drift")]))
+
+
 def test_filled_rows_are_older_than_the_call_to_come(backend):
     objective = xbm.Objective(warmup=0, in_batch=False)
     x, one = backend.array(np.asarray([[1.0, 0.0]])), backend.array(np.asarray([5]))

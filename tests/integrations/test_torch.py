@@ -416,7 +416,11 @@ def test_construction_refuses(options, error, sentence):
         ({"labels": [0, 1]}, TypeError, "labels must be an array of torch, got list"),
         ({"labels": torch.zeros(2)}, TypeError, "labels must be integers, got torch.float32"),
         ({"labels": torch.zeros(2, 7, dtype=torch.int64)}, ValueError, "one-hot"),
-        ({"labels": torch.zeros(2, dtype=torch.int64, device="meta")}, ValueError, "on device meta, what they meet is on cpu"),
+        (
+            {"labels": torch.zeros(2, dtype=torch.int64, device="meta")},
+            ValueError,
+            "on device meta, what they meet is on cpu",
+        ),
         ({"ids": torch.zeros(3, dtype=torch.int64)}, ValueError, r"ids must have shape \(2,\)"),
         ({"enqueue": torch.ones(2)}, TypeError, "mask must be boolean"),
         ({"key_labels": torch.zeros(2, dtype=torch.int64)}, ValueError, "key_labels were given without keys"),
