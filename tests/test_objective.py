@@ -37,7 +37,7 @@ def away_from_thresholds(z, keys, thresholds=(0.5, 1.0)):
     block_rows=st.integers(1, 10),
 )
 def test_step_is_its_definition(backend, history, capacity, warmup, weight, copies, reduction, in_batch, block_rows):
-    """Losses, gradients and memory of whole runs equal those of loops over a deque."""
+    """Losses and memory of whole runs equal those of loops over a deque."""
     objective = xbm.Objective(
         loss=xbm.Contrastive(reduction=reduction),
         warmup=warmup,
@@ -69,11 +69,6 @@ def test_step_is_its_definition(backend, history, capacity, warmup, weight, copi
 
         assert float(result.loss) == pytest.approx(expected(x), rel=1e-9, abs=1e-12)
         stored = np.asarray([row.z for row in model.rows]).reshape(-1, x.shape[1])
-        # Exact duplicates have S = 1, on the positives' margin, where the derivative is one-sided.
-        smooth = np.all(np.linalg.norm(x, axis=1) > 0.1) and away_from_thresholds(z, np.vstack([z, stored]))
-        if len(x) and smooth and not np.any(np.triu(z @ np.vstack([z, stored]).T > 1 - 1e-9, 1)):
-            found = backend.numpy(result.gradient)
-            np.testing.assert_allclose(found, oracle.gradient(expected, x), rtol=1e-4, atol=1e-6)
         model.end_call()
         state = result.state
         rows = xbm.rows(state)
@@ -83,26 +78,46 @@ def test_step_is_its_definition(backend, history, capacity, warmup, weight, copi
         assert int(state.step) == call + 1
 
 
-@given(seed=st.integers(0, 2**32 - 1), calls=st.integers(1, 4), capacity=st.integers(1, 12), size=st.integers(1, 5))
-def test_gradient_is_finite_differences(backend, seed, calls, capacity, size):
-    """General position: no ties, no duplicates, no thresholds; memory rows are constants."""
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    calls=st.integers(1, 4),
+    capacity=st.integers(1, 12),
+    size=st.integers(1, 5),
+    weight=st.sampled_from([0.5, 1.0]),
+    reduction=st.sampled_from(["mean", "sum"]),
+    in_batch=st.booleans(),
+    length=st.sampled_from([1.0, 1e-3, 1e4]),
+)
+def test_gradient_is_finite_differences(backend, seed, calls, capacity, size, weight, reduction, in_batch, length):
+    """In general position: no ties, no duplicates, no thresholds. Memory rows are constants."""
     rng = np.random.default_rng(seed)
-    objective = xbm.Objective(warmup=0, block_rows=3)
+    objective = xbm.Objective(
+        loss=xbm.Contrastive(reduction=reduction), warmup=0, weight=weight, in_batch=in_batch, block_rows=3
+    )
     state = xbm.init(capacity, 4, dtype=backend.xp.float64, xp=backend.xp)
     model = oracle.Memory(capacity)
+
+    def loss_of(*row):
+        return oracle.contrastive(*row, reduction=reduction)
+
     for _ in range(calls):
-        x, labels = rng.normal(size=(size, 4)), rng.integers(3, size=size)
+        x, labels, ids = length * rng.normal(size=(size, 4)), rng.integers(3, size=size), rng.integers(9, size=size)
+        mask = rng.random(size) < 0.8
         z = oracle.normalize(x)
-        result = objective.step(state, backend.array(x), backend.array(labels))
-        model.enqueue(z, labels, mark=True)
-        stored = np.asarray([row.z for row in model.rows])
-        assume(away_from_thresholds(z, stored) and away_from_thresholds(z, z))
+        result = objective.step(
+            state, backend.array(x), backend.array(labels), ids=backend.array(ids), mask=backend.array(mask)
+        )
+        model.enqueue(z, labels, ids, mask, mark=True)
+        stored = np.asarray([row.z for row in model.rows]).reshape(-1, 4)
+        assume(away_from_thresholds(z, np.vstack([z, stored])))
 
-        def expected(x, labels=labels):
+        def expected(x, labels=labels, ids=ids):
             z = oracle.normalize(x)
-            return oracle.batch_term(z, labels) + oracle.memory_term(model, z, labels)
+            batch = oracle.batch_term(z, labels, loss=loss_of) if in_batch else 0.0
+            return batch + weight * oracle.memory_term(model, z, labels, ids, loss=loss_of)
 
-        np.testing.assert_allclose(backend.numpy(result.gradient), oracle.gradient(expected, x), rtol=1e-5, atol=1e-7)
+        slope = oracle.gradient(expected, x, step=1e-6 * length)
+        np.testing.assert_allclose(backend.numpy(result.gradient) * length, slope * length, rtol=1e-5, atol=1e-7)
         model.end_call()
         state = result.state
 
@@ -399,6 +414,24 @@ def test_step_refuses_and_loses_nothing(backend, change, error, sentence):
     with pytest.raises(error, match=sentence):
         xbm.Objective().step(state, **{name: backend.array(one) for name, one in (good | change).items()})
     assert_same_state(backend, state, before)
+
+
+def test_drift_reads_the_newest_of_more_old_rows_than_the_batch_has(backend):
+    one = backend.array(np.asarray([7]))
+    state = xbm.init(3, 1, dtype=backend.xp.float64, xp=backend.xp)
+    for x in (1.0, 2.0, 3.0, 4.0):
+        state = xbm.advance(xbm.enqueue(state, backend.array(np.asarray([[x]])), one, ids=one))
+    found = xbm.drift.returning(state, backend.array(np.asarray([[6.0]])), one)
+    assert (float(found.distance), float(found.age)) == (4.0, 1.0)
+
+
+def test_keys_of_another_precision(backend):
+    """Everything is computed in float64 if any input is."""
+    x, labels = backend.array(np.ones((2, 3), np.float32)), backend.array(np.asarray([0, 1]))
+    keys = backend.array(np.ones((2, 3)))
+    result = xbm.Objective(warmup=0).step(xbm.init(4, 3, xp=backend.xp), x, labels, keys=keys)
+    assert result.loss.dtype == backend.xp.float64
+    assert (result.gradient.dtype, result.key_gradient.dtype) == (x.dtype, keys.dtype)
 
 
 @given(history=histories(with_ids=True), capacity=capacities, steps_apart=st.integers(1, 3))

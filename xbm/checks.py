@@ -63,8 +63,8 @@ def embeddings(name, array, like):
         raise ValueError(f"{name} must have shape (B, {dim}), as the memory's rows have {dim} dimensions, got {shape}")
 
 
-def integers(name, array, rows, like):
-    """Refuse anything but (B,) exact integers, one for each of `rows`."""
+def integers(name, array, rows, like, *, of="embeddings"):
+    """Refuse anything but (B,) exact integers, one for each of `rows`, which are called `of`."""
     same_library(name, array, like)
     xp = array_namespace(like)
     shape = tuple(array.shape)
@@ -75,7 +75,7 @@ def integers(name, array, rows, like):
         )
     if array.dtype == getattr(xp, "uint64", None):
         raise TypeError(f"{name} must fit int64, got uint64 of shape {shape}: cast them")
-    one_each(name, shape, rows)
+    one_each(name, shape, rows, of)
 
 
 def mask(name, array, rows, like):
@@ -86,7 +86,7 @@ def mask(name, array, rows, like):
     one_each(name, tuple(array.shape), rows)
 
 
-def one_each(name, shape, rows):
+def one_each(name, shape, rows, of="embeddings"):
     """Refuse a shape that does not hold one entry for each row of a batch."""
     if len(shape) == 2 and shape[0] == rows.shape[0]:
         hint = ": one-hot or multi-label rows are not class numbers (take the argmax of one-hot ones)"
@@ -94,6 +94,6 @@ def one_each(name, shape, rows):
         hint = ""
     if shape != (rows.shape[0],):
         raise ValueError(
-            f"{name} must have shape ({rows.shape[0]},), one for each of the embeddings {tuple(rows.shape)}, "
+            f"{name} must have shape ({rows.shape[0]},), one for each of the {of} {tuple(rows.shape)}, "
             f"got {shape}{hint}"
         )

@@ -51,7 +51,7 @@ def returning(state, embeddings, ids):
     device = device_of(state.embeddings)
     capacity, batch = state.ids.shape[0], embeddings.shape[0]
     if batch == 0:
-        nothing = xp.asarray(xp.nan, dtype=embeddings.dtype, device=device)
+        nothing = xp.full((), xp.nan, dtype=embeddings.dtype, device=device)
         return Drift(nothing, nothing)
 
     order = xp.argsort(ids, stable=True)

@@ -175,7 +175,7 @@ def own_slots(state, keep):
     kept = xp.astype(keep, xp.int64)
     rank = xp.cumulative_sum(kept) - 1
     stays = keep & (rank >= xp.sum(kept) - capacity)
-    return xp.where(stays, xp.remainder(state.cursor + rank, capacity), xp.asarray(-1, device=device_of(keep)))
+    return xp.where(stays, xp.remainder(state.cursor + rank, capacity), -1)
 
 
 def write(state, embeddings, labels, ids, keep, bad, *, age=0):

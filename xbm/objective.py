@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 from array_api_compat import device as device_of
 
 from xbm import backends, checks, drift, memory
+from xbm.batch import read
 from xbm.losses import Block, Contrastive, PairLoss
 from xbm.mining import Mined, Miner
-from xbm.normalization import normalize, through_normalize
 from xbm.pairs import batch_pairs, memory_pairs
 from xbm.scan import dense, scan
 
@@ -140,11 +140,9 @@ class Objective:
         TypeError, ValueError
             If an input does not fit; the state is then as it was.
         """
-        batch = _Batch.of(self, state, x, labels, ids, keys, key_labels, mask)
-        xp, _ = backends.of(state.embeddings)
+        batch = self._read(state, x, labels, ids=ids, keys=keys, key_labels=key_labels, mask=mask)
         keep, bad = memory.storable(state, batch.stored, mask=mask, on_nonfinite=self.on_nonfinite)
-        nowhere = xp.full(labels.shape, -1, dtype=xp.int64, device=device_of(x))
-        own = memory.own_slots(state, keep) if keys is None else nowhere
+        own = memory.own_slots(state, keep) if keys is None else None
         moved = None if ids is None else drift.returning(state, batch.stored, batch.ids)
         state = memory.write(state, batch.stored, batch.stored_labels, batch.ids, keep, bad)
         result = self._compare(state, batch, own, moved, gradient=True)
@@ -155,68 +153,69 @@ class Objective:
 
         Takes and returns what `step` does; `gradient` tells whether to compute the gradients.
         """
-        batch = _Batch.of(self, state, x, labels, ids, keys, key_labels)
-        xp, _ = backends.of(state.embeddings)
-        own = xp.full(labels.shape, -1, dtype=xp.int64, device=device_of(x))
-        return self._compare(state, batch, own, None, gradient=gradient)
+        batch = self._read(state, x, labels, ids=ids, keys=keys, key_labels=key_labels)
+        return self._compare(state, batch, None, None, gradient=gradient)
 
     def store(self, state, x, labels, *, ids=None):
         """Return the state with a batch stored as rows of before this call, compared with nothing and not counted."""
-        memory.check_batch(state, x, labels, ids=ids)
-        batch = _Batch.of(self, state, x, labels, ids)
-        return memory.enqueue(state, batch.stored, labels, ids=ids, on_nonfinite=self.on_nonfinite, age=1)
+        batch = self._read(state, x, labels, ids=ids)
+        return memory.enqueue(state, batch.stored, batch.labels, ids=batch.ids, on_nonfinite=self.on_nonfinite, age=1)
+
+    def _read(self, state, x, labels, **options):
+        return read(state, x, labels, unit=self.normalize, **options)
 
     def _compare(self, state, batch, own, moved, *, gradient):
-        xp, _ = backends.of(state.embeddings)
-        anchors = max(batch.z.shape[0], 1)
-        value, dz, dk = self._batch_term(batch, gradient)
-        memory_value, memory_dz, pairs = self._memory_term(state, batch, own, gradient)
-        batch_loss = xp.sum(value) / anchors
-        memory_loss = self.weight * xp.sum(memory_value) / anchors
+        """Return the step of a batch whose rows are in the memory, at the slots `own`, or are not."""
+        xp, _ = backends.of(batch.z)
+        B = max(batch.z.shape[0], 1)
+        in_batch = self._batch_term(batch, gradient)
+        in_memory = self._memory_term(state, batch, own, gradient)
+        batch_loss, memory_loss = xp.sum(in_batch.value) / B, self.weight * xp.sum(in_memory.value) / B
+
+        dx = dk = None
+        if gradient:
+            dz, dk = (in_batch.gradient + self.weight * in_memory.gradient) / B, in_batch.of_keys / B
+            if batch.keys is None:
+                dx, dk = batch.queries.to_input(dz + dk), None
+            else:
+                dx, dk = batch.queries.to_input(dz), batch.keys.to_input(dk)
+
+        nothing = xp.full((), xp.nan, dtype=xp.float32, device=device_of(batch.z))
         figures = {
             "batch_loss": batch_loss,
             "memory_loss": memory_loss,
             "fill": xp.astype(state.count, xp.float32) / state.labels.shape[0],
-            "pairs": xp.nan if pairs is None else pairs,
-            "drift": xp.nan if moved is None else moved.distance,
-            "drift_age": xp.nan if moved is None else moved.age,
+            "pairs": in_memory.pairs if gradient else nothing,
+            "drift": moved.distance if moved else nothing,
+            "drift_age": moved.age if moved else nothing,
             "skipped": state.skipped,
         }
-        device = device_of(batch.z)
-        report = xp.stack([xp.astype(xp.asarray(figures[name], device=device), xp.float32) for name in REPORT])
-        if not gradient:
-            return Step(batch_loss + memory_loss, None, None, state, report)
-        dz = (dz + self.weight * memory_dz) / anchors
-        if batch.keys is None:
-            return Step(batch_loss + memory_loss, batch.to_input(dz + dk / anchors), None, state, report)
-        return Step(batch_loss + memory_loss, batch.to_input(dz), batch.keys.to_input(dk / anchors), state, report)
+        report = xp.stack([xp.astype(figures[name], xp.float32) for name in REPORT])
+        return Step(batch_loss + memory_loss, dx, dk, state, report)
 
     def _batch_term(self, batch, gradient):
-        """Return (L_i, dL/dz, dL/dk) of the batch against itself, or against its keys k."""
+        """Compare the batch with itself, or with its keys; the gradient is two-sided."""
         xp, _ = backends.of(batch.z)
-        K = batch.stored
-        if not self.in_batch or 0 in (batch.z.shape[0], K.shape[0]):
-            return xp.zeros_like(batch.z[:, 0]), xp.zeros_like(batch.z), xp.zeros_like(K)
+        Z, K = batch.z, batch.stored
+        if not self.in_batch or 0 in (Z.shape[0], K.shape[0]):
+            return _Term.zero(Z, K)
         key_labels = None if batch.keys is None else batch.stored_labels
-        P, N = batch_pairs(batch.labels, key_labels, dtype=batch.z.dtype)
-        slots, anchors = (xp.arange(n, device=device_of(K)) for n in (K.shape[0], batch.z.shape[0]))
-        value, W = dense(self.criterion, Block(batch.z @ K.T, P, N, slots, anchors))
-        return (value, W @ K, W.T @ batch.z) if gradient else (value, None, None)
+        P, N = batch_pairs(batch.labels, key_labels, dtype=Z.dtype)
+        columns, anchors = (xp.arange(rows.shape[0], device=device_of(Z)) for rows in (K, Z))
+        value, W = dense(self.criterion, Block(Z @ K.T, P, N, columns, anchors))
+        return _Term(value, W @ K, W.T @ Z) if gradient else _Term(value)
 
     def _memory_term(self, state, batch, own, gradient):
-        """Return (L_i, dL/dz, pairs) of the batch against the memory, zeros while the memory warms up."""
-        xp, ops = backends.of(state.embeddings)
-        dtype, B = batch.z.dtype, batch.z.shape[0]
-        nothing = xp.zeros_like(batch.z[:, 0]), xp.zeros_like(batch.z), xp.zeros((), dtype=dtype, device=device_of(own))
+        """Compare the batch with the memory; zeros while that warms up. Memory rows are constants."""
+        xp, ops = backends.of(batch.z)
         step, count = ops.known(state.step), ops.known(state.count)
         if self.weight == 0 or count == 0 or (step is not None and step < self.warmup):
-            return nothing
+            return _Term.zero(batch.z, batch.z)
 
         def pairs(slots, columns):
             ids = batch.ids if self.copies == "exclude" else None
-            return memory_pairs(
-                slots, columns, labels=batch.labels, own=own, count=state.count, ids=ids, step=state.step, dtype=dtype
-            )
+            options = {"labels": batch.labels, "own": own, "count": state.count, "ids": ids, "step": state.step}
+            return memory_pairs(slots, columns, **options, dtype=batch.z.dtype)
 
         found = scan(
             self.criterion,
@@ -224,78 +223,27 @@ class Objective:
             state.embeddings,
             (state.labels, state.ids, state.stored_at),
             pairs,
-            block_rows=self.block_rows or max(256, BLOCK_ELEMENTS // max(B, 1)),
+            block_rows=self.block_rows or max(256, BLOCK_ELEMENTS // max(batch.z.shape[0], 1)),
             limit=count,
             gradient=gradient,
         )
         # Selected, never multiplied by 0: an infinite loss must not reach the warm-up as NaN.
         warm = state.step >= self.warmup
-        return tuple(None if one is None else xp.where(warm, one, xp.zeros_like(one)) for one in found)
+        found = (None if one is None else xp.where(warm, one, xp.zeros_like(one)) for one in found)
+        value, gradient, pairs_in_use = found
+        return _Term(value, gradient, pairs=pairs_in_use)
 
 
-class _Rows(NamedTuple):
-    """Input rows x as they are compared: z, and the way back to x for their gradient."""
+class _Term(NamedTuple):
+    """One term of the loss before its weight, for B anchors; gradients None where not asked for."""
 
-    z: Array  # (B, D) in the dtype of all arithmetic
-    length: Array | None  # (B, 1) what x was divided by
-    dtype: Any  # of x
-
-    @classmethod
-    def of(cls, x, like, unit):
-        xp, ops = backends.of(x)
-        wide = xp.float64 in (x.dtype, like.dtype)
-        z, length = xp.astype(ops.stop_gradient(x), xp.float64 if wide else xp.float32, copy=False), None
-        if unit:
-            z, length = normalize(z)
-        return cls(z, length, x.dtype)
-
-    def to_input(self, dz):
-        xp, _ = backends.of(dz)
-        dx = dz if self.length is None else through_normalize(dz, self.z, self.length)
-        return xp.astype(dx, self.dtype, copy=False)
-
-
-class _Batch(NamedTuple):
-    """One call's input, checked: anchors, what is stored of them or of their keys, labels and ids."""
-
-    queries: _Rows
-    keys: _Rows | None
-    labels: Array  # (B,)
-    stored_labels: Array  # (B,), or (K,) of the keys
-    ids: Array | None  # (B,)
+    value: Array  # (B,) L_i
+    gradient: Array | None = None  # (B, D) sum_i dL_i/dz
+    of_keys: Array | None = None  # (K, D) sum_i dL_i/dk
+    pairs: Array | None = None  # () pairs with a non-zero weight
 
     @classmethod
-    def of(cls, objective, state, x, labels, ids=None, keys=None, key_labels=None, mask=None):
-        checks.embeddings("embeddings", x, state.embeddings)
-        checks.integers("labels", labels, x, state.embeddings)
-        if ids is not None:
-            checks.integers("ids", ids, x, state.embeddings)
-        if keys is None:
-            if key_labels is not None:
-                raise ValueError("key_labels were given without keys")
-            stored, stored_labels = x, labels
-        else:
-            checks.embeddings("keys", keys, state.embeddings)
-            stored, stored_labels = keys, labels if key_labels is None else key_labels
-            checks.integers("key_labels", stored_labels, keys, state.embeddings)
-            if ids is not None and keys.shape[0] != x.shape[0]:
-                raise ValueError(
-                    f"ids name both query i and key i, but there are {x.shape[0]} queries and {keys.shape[0]} keys"
-                )
-        if mask is not None:
-            checks.mask("mask", mask, stored, state.embeddings)
-        rows = [_Rows.of(one, state.embeddings, objective.normalize) for one in (x, keys) if one is not None]
-        xp, _ = backends.of(x)
-        exact = (None if one is None else xp.astype(one, xp.int64, copy=False) for one in (labels, stored_labels, ids))
-        return cls(rows[0], rows[1] if keys is not None else None, *exact)
-
-    @property
-    def z(self):
-        return self.queries.z
-
-    @property
-    def stored(self):
-        return self.queries.z if self.keys is None else self.keys.z
-
-    def to_input(self, dz):
-        return self.queries.to_input(dz)
+    def zero(cls, z, k):
+        xp, _ = backends.of(z)
+        pairs = xp.zeros((), dtype=z.dtype, device=device_of(z))
+        return cls(xp.zeros_like(z[:, 0]), xp.zeros_like(z), xp.zeros_like(k), pairs)

@@ -22,7 +22,7 @@ def batch_pairs(labels, key_labels=None, *, dtype):
     return xp.astype(same & usable, dtype), xp.astype(~same & usable, dtype)
 
 
-def memory_pairs(slots, rows, *, labels, own, count, ids=None, step=None, dtype):
+def memory_pairs(slots, rows, *, labels, count, own=None, ids=None, step=None, dtype):
     """Return `(P, N)` of B anchors against a block of m memory rows, each (B, m).
 
     An empty slot and the anchor's own slot are no pair. With ids, neither is an older copy of the anchor: a row of
@@ -36,8 +36,8 @@ def memory_pairs(slots, rows, *, labels, own, count, ids=None, step=None, dtype)
         What the memory holds there.
     labels : (B,) integer
         Classes of the anchors.
-    own : (B,) integer
-        Slot of each anchor, -1 = none.
+    own : (B,) integer, optional
+        Slot of each anchor, -1 = none. Left out where no anchor has one.
     count : () integer
         Filled slots; they are slots 0 .. count - 1.
     ids : (B,) integer, optional
@@ -48,7 +48,9 @@ def memory_pairs(slots, rows, *, labels, own, count, ids=None, step=None, dtype)
     xp = array_namespace(labels)
     row_labels, row_ids, stored_at = rows
     same = labels[:, None] == row_labels[None, :]
-    usable = (slots < count)[None, :] & (slots[None, :] != own[:, None])
+    usable = (slots < count)[None, :]
+    if own is not None:
+        usable = usable & (slots[None, :] != own[:, None])
     if ids is not None:
         comparable = (ids >= 0)[:, None] & (stored_at < step)[None, :]
         usable = usable & ~(comparable & (ids[:, None] == row_ids[None, :]))

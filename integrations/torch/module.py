@@ -1,12 +1,11 @@
 """The PyTorch module: buffers, devices and saving around the core's step."""
 
-from collections.abc import Mapping
-
 import array_api_compat.torch as xp
 import torch
 
 from xbm import losses, memory
 from xbm.backends.torch import attach_gradient
+from xbm.integrations.torch.report import Report
 from xbm.memory import MemoryState
 from xbm.objective import REPORT, Objective
 
@@ -265,28 +264,6 @@ class XBM(torch.nn.Module):
                 resized = memory.resize(saved, self.capacity)
                 state_dict.update({prefix + name: value for name, value in resized._asdict().items()})
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
-
-
-class Report(Mapping):
-    """A read-only view of the figures on the device: name to float."""
-
-    def __init__(self, figures):
-        self._figures = figures
-
-    def __getitem__(self, name):
-        if name not in REPORT:
-            raise KeyError(f"{name!r}: the report has {', '.join(REPORT)}")
-        return float(self._figures[REPORT.index(name)])
-
-    def __iter__(self):
-        return iter(REPORT)
-
-    def __len__(self):
-        return len(REPORT)
-
-    def __repr__(self):
-        figures = zip(REPORT, self._figures.tolist(), strict=True)
-        return f"Report({', '.join(f'{name}={value:.6g}' for name, value in figures)})"
 
 
 def _wide(x):

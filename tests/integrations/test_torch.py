@@ -264,10 +264,10 @@ def test_autocast_recasts_nothing():
 
 
 def test_half_precision_gradients_are_scaled_before_they_are_rounded():
-    module = XBM(4, 8, warmup=0, weight=1e-6, in_batch=False)
+    module = XBM(4, 8, warmup=0, weight=1e-9, in_batch=False)  # below the least number of half precision
     x, labels, _ = next(numbers(2, 1))
     half = x.half().requires_grad_()
-    (module(half, labels * 0) * 2.0**24).backward()
+    (module(half, labels * 0) * 2.0**30).backward()
     assert half.grad.dtype == torch.float16
     assert torch.count_nonzero(half.grad) == half.numel()
 
@@ -290,6 +290,25 @@ def test_the_memory_carries_no_graph():
     x, labels, ids = next(numbers(0, 1))
     module(x.requires_grad_(), labels, ids=ids)
     assert not any(buffer.requires_grad or buffer.grad_fn for buffer in module.buffers())
+
+
+def test_the_core_cuts_the_graph_itself():
+    x, labels, ids = next(numbers(0, 1))
+    x.requires_grad_()
+    state = core.enqueue(core.init(8, 4, xp=xp), x, labels, ids=ids)
+    result = core.Objective(warmup=0).step(state, x, labels, ids=ids)
+    assert not any(array.requires_grad for array in (*state, *result.state, result.loss, result.gradient))
+
+
+def test_a_device_is_never_waited_for():
+    """On the meta device there are no values: whoever reads one fails."""
+    x, labels = torch.randn(4, 8, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta")
+    state, objective = core.init(64, 8, xp=xp, device="meta"), core.Objective(warmup=2)
+    for options in ({}, {"ids": labels, "mask": labels == 0}, {"keys": x}):
+        state = objective.step(state, x, labels, **options).state
+    assert objective.evaluate(state, x, labels, ids=labels, gradient=True).gradient.shape == x.shape
+    with pytest.raises(RuntimeError, match="meta"):
+        core.rows(state)
 
 
 def test_an_empty_batch_is_a_differentiable_zero():

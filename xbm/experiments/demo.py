@@ -18,6 +18,7 @@ QUICK = {"steps": 60, "capacity": 256, "warmup": 15, "evaluations": 3}
 
 def run(plan, *, quick, out, console):
     """Train without and with the memory, print a table and write `report.html` into the folder `out`."""
+    torch.set_num_threads(1)  # for so small a network a second gains little, and loses much where cores are shared
     with console.status("Drawing the glyphs (once; they are kept in the cache folder)"):
         train_set, test_set = glyphs.split(glyphs.load(quick=quick))
     console.print(

@@ -1,0 +1,76 @@
+"""One call's input: checked, widened, normalised, and the way back for the gradient."""
+
+from typing import Any, NamedTuple
+
+from xbm import backends, checks
+from xbm.normalization import normalize, through_normalize
+
+Array = Any
+
+
+class Side(NamedTuple):
+    """Input rows x, queries or keys, as they are compared."""
+
+    z: Array  # (B, D) in the dtype of all arithmetic
+    length: Array | None  # (B, 1) what x was divided by
+    dtype: Any  # of x
+
+    def to_input(self, dz):
+        """Return dL/dx, in x's dtype, from dL/dz."""
+        xp, _ = backends.of(dz)
+        dx = dz if self.length is None else through_normalize(dz, self.z, self.length)
+        return xp.astype(dx, self.dtype, copy=False)
+
+
+class Batch(NamedTuple):
+    """Anchors, and what is compared with them and stored: themselves, or keys."""
+
+    queries: Side
+    keys: Side | None
+    labels: Array  # (B,) int64
+    stored_labels: Array  # (B,) int64, or (K,) of the keys
+    ids: Array | None  # (B,) int64
+
+    @property
+    def z(self):
+        """The anchors (B, D)."""
+        return self.queries.z
+
+    @property
+    def stored(self):
+        """The rows that are compared and stored: (B, D), or (K, D) of the keys."""
+        return self.queries.z if self.keys is None else self.keys.z
+
+
+def read(state, x, labels, *, ids=None, keys=None, key_labels=None, mask=None, unit):
+    """Return the `Batch` of a call, or refuse what the memory `state` cannot take."""
+    like = state.embeddings
+    checks.embeddings("embeddings", x, like)
+    checks.integers("labels", labels, x, like)
+    if ids is not None:
+        checks.integers("ids", ids, x, like)
+    stored, stored_labels = x, labels
+    if keys is not None:
+        checks.embeddings("keys", keys, like)
+        stored, stored_labels = keys, labels if key_labels is None else key_labels
+        checks.integers("key_labels", stored_labels, keys, like, of="keys")
+        if ids is not None and keys.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"ids name both query i and key i, but there are {x.shape[0]} queries and {keys.shape[0]} keys"
+            )
+    elif key_labels is not None:
+        raise ValueError("key_labels were given without keys")
+    if mask is not None:
+        checks.mask("mask", mask, stored, like)
+
+    xp, ops = backends.of(x)
+    wide = xp.float64 in (x.dtype, stored.dtype, like.dtype)
+
+    def side(x):
+        z, length = xp.astype(ops.stop_gradient(x), xp.float64 if wide else xp.float32, copy=False), None
+        if unit:
+            z, length = normalize(z)
+        return Side(z, length, x.dtype)
+
+    exact = (None if one is None else xp.astype(one, xp.int64, copy=False) for one in (labels, stored_labels, ids))
+    return Batch(side(x), None if keys is None else side(keys), *exact)
