@@ -13,7 +13,7 @@ dims = st.integers(1, MAX_DIM)
 capacities = st.integers(1, MAX_CAPACITY)
 labels = st.integers(0, 3)
 big_integers = st.sampled_from([0, 1, 2**24 + 1, 2**31 + 7, 2**40 + 5, 2**63 - 1])
-sample_ids = st.one_of(st.integers(-1, 5), big_integers)
+sample_ids = st.one_of(st.integers(-3, 5), big_integers)
 
 eighths = st.integers(-64, 64).map(lambda n: n / 8)
 """Numbers that every float format holds exactly."""

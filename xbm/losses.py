@@ -135,7 +135,7 @@ class Contrastive(SidedPairLoss):
         """Return 1 for positives below m_P, and 1 for negatives above m_N."""
         xp = array_namespace(block.S)
         S, P, N = block.S, block.P, block.N
-        return xp.where(self.pos_margin > S, P, 0.0), xp.where(self.neg_margin < S, N, 0.0)
+        return xp.where(S < self.pos_margin, P, 0.0), xp.where(S > self.neg_margin, N, 0.0)
 
     def tally(self, block, positive, negative):
         """Return the hinges' sums, and the counts that the mean divides by."""

@@ -270,6 +270,7 @@ def test_half_precision_gradients_are_scaled_before_they_are_rounded():
     (module(half, labels * 0) * 2.0**30).backward()
     assert half.grad.dtype == torch.float16
     assert torch.count_nonzero(half.grad) == half.numel()
+    assert torch.all(torch.isfinite(half.grad))
 
 
 def test_two_forwards_before_one_backward():
