@@ -19,6 +19,7 @@ class Backend:
     name: str
     xp: ModuleType
     storable: tuple[str, ...]  # memory dtypes it has
+    second_device: object = None  # one beside the default, None if it has only that
 
     def __repr__(self):
         return self.name
@@ -58,7 +59,7 @@ def _strict():
     xp.set_array_api_strict_flags(
         boolean_indexing=False, data_dependent_shapes=False, enabled_extensions=(), api_version="2025.12"
     )
-    return Backend("strict", xp, ("float32", "float64"))
+    return Backend("strict", xp, ("float32", "float64"), xp.Device("device1"))
 
 
 ROWS = {
@@ -68,6 +69,8 @@ ROWS = {
 }
 
 NOT_APPLICABLE = {
+    ("test_everything_stays_on_its_device", "numpy"): "NumPy has one device",
+    ("test_everything_stays_on_its_device", "torch"): "no second device with values here; the meta device is tested",
     ("test_values_too_large_for_the_memory_are_not_finite_there", "strict"): "the standard has no float16",
 }
 """(test, backend): why it cannot run there."""

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from xbm import backends
+import xbm
+from xbm import backends, metrics
 
 matrices = hnp.arrays(np.float64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=7), elements=st.integers(-2, 2))
 
@@ -76,3 +77,26 @@ def test_weights_are_applied_whatever_their_share(backend, rows, anchors, share,
 def test_a_known_scalar_is_its_value(backend):
     _, ops = backends.of(backend.array(np.zeros(1)))
     assert ops.known(backend.array(np.asarray(7))) in (7, None)
+
+
+def test_everything_stays_on_its_device(backend):
+    xp, device = backend.xp, backend.second_device
+    x, labels = xp.ones((3, 2), device=device), xp.asarray([0, 0, 1], device=device)
+    state = xbm.init(capacity=4, dim=2, xp=xp, device=device)
+    objective = xbm.Objective(warmup=1)
+    for options in ({"ids": labels}, {"enqueue": labels == 0}, {"keys": x}, {"ids": labels}):
+        result = objective.step(state, x, labels, **options)
+        state = result.state
+    found = [
+        *state,
+        *xbm.rows(state),
+        *xbm.resize(state, 2),
+        *xbm.clear(state),
+        result.loss,
+        result.gradient,
+        result.report,
+    ]
+    assert {array.device for array in found} == {device}
+    assert metrics.retrieval(x, labels).queries == 2
+    with pytest.raises(ValueError, match=r"labels of shape .* are on device"):
+        objective.step(state, x, xp.asarray([0, 0, 1]))

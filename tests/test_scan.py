@@ -142,3 +142,9 @@ def test_sums_of_several_at_once(backend):
     x = np.arange(24.0).reshape(2, 3, 4)
     found = Sum.of(backend.array(x)).merge(Sum.of(backend.array(x))).result()
     np.testing.assert_array_equal(backend.numpy(found), 2 * x.sum(axis=1))
+
+
+@pytest.mark.parametrize("margin", [np.nan, np.inf, -np.inf])
+def test_contrastive_refuses_margins_that_are_no_numbers(margin):
+    with pytest.raises(ValueError, match="neg_margin must be a finite number"):
+        Contrastive(neg_margin=margin)

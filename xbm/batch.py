@@ -42,7 +42,7 @@ class Batch(NamedTuple):
         return self.queries.z if self.keys is None else self.keys.z
 
 
-def read(state, x, labels, *, ids=None, keys=None, key_labels=None, mask=None, unit):
+def read(state, x, labels, *, ids=None, keys=None, key_labels=None, enqueue=None, unit):
     """Return the `Batch` of a call, or refuse what the memory `state` cannot take."""
     like = state.embeddings
     checks.embeddings("embeddings", x, like)
@@ -60,8 +60,8 @@ def read(state, x, labels, *, ids=None, keys=None, key_labels=None, mask=None, u
             )
     elif key_labels is not None:
         raise ValueError("key_labels were given without keys")
-    if mask is not None:
-        checks.mask("mask", mask, stored, like)
+    if enqueue is not None:
+        checks.mask("enqueue", enqueue, stored, like, of="embeddings" if keys is None else "keys")
 
     xp, ops = backends.of(x)
     wide = xp.float64 in (x.dtype, stored.dtype, like.dtype)

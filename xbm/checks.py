@@ -4,23 +4,30 @@ A message says what was expected, what came, and the shapes. Everything checked 
 shapes, devices), so no check waits for a device or breaks a compiler.
 """
 
+from math import isfinite
+from numbers import Integral, Real
+
 from array_api_compat import array_namespace, device, is_array_api_obj
+
+FLOATS = ("float32", "bfloat16", "float16", "float64")
 
 
 def whole_number(name, value, *, at_least):
-    """Refuse anything but an `int` of at least `at_least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """Refuse anything but a whole number of at least `at_least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
     if value < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {value}")
 
 
-def number(name, value, *, at_least):
-    """Refuse anything but a finite real number of at least `at_least`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def number(name, value, *, at_least=None):
+    """Refuse anything but a finite real number, of at least `at_least` if that is given."""
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
-    if not at_least <= value < float("inf"):
-        raise ValueError(f"{name} must be a finite number of at least {at_least}, got {value}")
+    if not isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value}")
+    if at_least is not None and value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {value}")
 
 
 def flag(name, value):
@@ -52,13 +59,18 @@ def same_library(name, array, like):
         )
 
 
+def floats(xp):
+    """Return the dtypes of a library that embeddings may have."""
+    return [getattr(xp, name) for name in FLOATS if hasattr(xp, name)]
+
+
 def embeddings(name, array, like):
     """Refuse anything but floating-point (B, D) of the memory's D, library and device."""
     same_library(name, array, like)
     xp = array_namespace(like)
     dim, shape = like.shape[1], tuple(array.shape)
-    if not xp.isdtype(array.dtype, "real floating"):
-        raise TypeError(f"{name} must be real floating point, got {array.dtype} of shape {shape}")
+    if array.dtype not in floats(xp):
+        raise TypeError(f"{name} must be {', '.join(FLOATS[:-1])} or {FLOATS[-1]}, got {array.dtype} of shape {shape}")
     if len(shape) != 2 or shape[1] != dim:
         raise ValueError(f"{name} must have shape (B, {dim}), as the memory's rows have {dim} dimensions, got {shape}")
 
@@ -74,19 +86,19 @@ def integers(name, array, rows, like, *, of="embeddings"):
             f"sample exactly"
         )
     if array.dtype == getattr(xp, "uint64", None):
-        raise TypeError(f"{name} must fit int64, got uint64 of shape {shape}: cast them")
+        raise TypeError(f"{name} must fit int64, got uint64 of shape {shape}: cast them to int64")
     one_each(name, shape, rows, of)
 
 
-def mask(name, array, rows, like):
-    """Refuse anything but (B,) booleans, one for each of `rows`."""
+def mask(name, array, rows, like, *, of="embeddings"):
+    """Refuse anything but (B,) booleans, one for each of `rows`, which are called `of`."""
     same_library(name, array, like)
     if not array_namespace(like).isdtype(array.dtype, "bool"):
         raise TypeError(f"{name} must be boolean, got {array.dtype} of shape {tuple(array.shape)}")
-    one_each(name, tuple(array.shape), rows)
+    one_each(name, tuple(array.shape), rows, of)
 
 
-def one_each(name, shape, rows, of="embeddings"):
+def one_each(name, shape, rows, of):
     """Refuse a shape that does not hold one entry for each row of a batch."""
     if len(shape) == 2 and shape[0] == rows.shape[0]:
         hint = ": one-hot or multi-label rows are not class numbers (take the argmax of one-hot ones)"

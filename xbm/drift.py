@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from array_api_compat import device as device_of
 
-from xbm import backends
+from xbm import backends, checks
 
 Array = Any
 
@@ -38,6 +38,11 @@ def returning(state, embeddings, ids):
     -------
     Drift
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an input does not fit the memory.
+
     Examples
     --------
     >>> import numpy as np, xbm
@@ -47,6 +52,8 @@ def returning(state, embeddings, ids):
     >>> float(drift.distance), float(drift.age)
     (2.0, 1.0)
     """
+    checks.embeddings("embeddings", embeddings, state.embeddings)
+    checks.integers("ids", ids, embeddings, state.embeddings)
     xp, _ = backends.of(state.embeddings)
     device = device_of(state.embeddings)
     capacity, batch = state.ids.shape[0], embeddings.shape[0]

@@ -44,9 +44,9 @@ class PairLoss(ABC):
         """Return the reducing functions `(block, r) -> {name: reduction}`, each seeing the earlier ones' results."""
         return (self.summarise,)
 
-    @abstractmethod
     def summarise(self, block, r):
-        """Return {name: reduction over the block's pairs}."""
+        """Return {name: reduction over the block's pairs}; nothing unless overridden."""
+        return {}
 
     @abstractmethod
     def value(self, r):
@@ -112,7 +112,7 @@ class Contrastive(SidedPairLoss):
     >>> import numpy as np, xbm
     >>> anchors = np.asarray([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
     >>> objective = xbm.Objective(loss=xbm.Contrastive(), warmup=0)
-    >>> result = objective.evaluate(xbm.init(8, 2), anchors, np.asarray([0, 0, 1]))
+    >>> result = objective.evaluate(xbm.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
     >>> round(float(result.loss), 4)  # two anchors 1 - 0.6 apart, two pushed by 0.8 - 0.5
     0.4667
 
@@ -127,8 +127,8 @@ class Contrastive(SidedPairLoss):
     reduction: str = "mean"
 
     def __post_init__(self):
-        checks.number("pos_margin", self.pos_margin, at_least=float("-inf"))
-        checks.number("neg_margin", self.neg_margin, at_least=float("-inf"))
+        checks.number("pos_margin", self.pos_margin)
+        checks.number("neg_margin", self.neg_margin)
         checks.choice("reduction", self.reduction, ("mean", "sum"))
 
     def sides(self, block):

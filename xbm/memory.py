@@ -16,7 +16,6 @@ from array_api_compat import device as device_of
 from xbm import backends, checks
 
 Array = Any
-STORABLE = ("float32", "bfloat16", "float16", "float64")
 
 
 class MemoryState(NamedTuple):
@@ -41,7 +40,7 @@ class Rows(NamedTuple):
     stored_at: Array  # (n,)
 
 
-def init(capacity, dim, *, dtype=None, device=None, xp=numpy_namespace):
+def init(*, capacity, dim, dtype=None, device=None, xp=numpy_namespace):
     """Return an empty memory.
 
     Parameters
@@ -72,8 +71,9 @@ def init(capacity, dim, *, dtype=None, device=None, xp=numpy_namespace):
     checks.whole_number("capacity", capacity, at_least=1)
     checks.whole_number("dim", dim, at_least=1)
     dtype = xp.float32 if dtype is None else dtype
-    if dtype not in [getattr(xp, name) for name in STORABLE if hasattr(xp, name)]:
-        raise TypeError(f"dtype must be one of {', '.join(STORABLE)} of {xp.__name__}, got {dtype!r}")
+    if dtype not in checks.floats(xp):
+        names = ", ".join(f"{xp.__name__}.{name}" for name in checks.FLOATS if hasattr(xp, name))
+        raise TypeError(f"dtype must be one of {names}, got {dtype!r}")
 
     def scalar():
         return xp.zeros((), dtype=xp.int64, device=device)
@@ -133,19 +133,15 @@ def enqueue(state, embeddings, labels, *, ids=None, mask=None, on_nonfinite="ski
     >>> xbm.rows(state).labels
     array([2, 3, 4])
     """
-    check_batch(state, embeddings, labels, ids=ids, mask=mask)
-    keep, bad = storable(state, embeddings, mask=mask, on_nonfinite=on_nonfinite)
-    return write(state, embeddings, labels, ids, keep, bad, age=age)
-
-
-def check_batch(state, embeddings, labels, *, ids=None, mask=None):
-    """Refuse a batch that `enqueue` cannot take."""
     checks.embeddings("embeddings", embeddings, state.embeddings)
     checks.integers("labels", labels, embeddings, state.embeddings)
     if ids is not None:
         checks.integers("ids", ids, embeddings, state.embeddings)
     if mask is not None:
         checks.mask("mask", mask, embeddings, state.embeddings)
+    checks.whole_number("age", age, at_least=0)
+    keep, bad = storable(state, embeddings, mask=mask, on_nonfinite=on_nonfinite)
+    return write(state, embeddings, labels, ids, keep, bad, age=age)
 
 
 def storable(state, embeddings, *, mask=None, on_nonfinite="skip"):
@@ -223,7 +219,8 @@ def advance(state):
 def clear(state):
     """Return the memory without its rows; `step` and `skipped` count on."""
     xp, _ = backends.of(state.embeddings)
-    empty = init(*state.embeddings.shape, dtype=state.embeddings.dtype, device=device_of(state.embeddings), xp=xp)
+    capacity, dim = state.embeddings.shape
+    empty = init(capacity=capacity, dim=dim, dtype=state.embeddings.dtype, device=device_of(state.embeddings), xp=xp)
     return empty._replace(step=state.step, skipped=state.skipped)
 
 
@@ -243,7 +240,7 @@ def resize(state, capacity):
     device, dim = device_of(state.embeddings), state.embeddings.shape[1]
     kept = Rows(*(column[max(0, int(state.count) - capacity) :, ...] for column in rows(state)))
     count = kept.labels.shape[0]
-    empty = init(capacity, dim, dtype=state.embeddings.dtype, device=device, xp=xp)
+    empty = init(capacity=capacity, dim=dim, dtype=state.embeddings.dtype, device=device, xp=xp)
 
     def scalar(value):
         return xp.asarray(value, dtype=xp.int64, device=device)
@@ -270,7 +267,15 @@ def inconsistency(state):
     for name in ("cursor", "count", "step", "skipped"):
         if shapes[name] != ():
             return f"{name} must be a scalar, got shape {shapes[name]}"
-    cursor, count = int(state.cursor), int(state.count)
+    xp, _ = backends.of(state.embeddings)
+    for name, array in state._asdict().items():
+        if name != "embeddings" and not xp.isdtype(array.dtype, "integral"):
+            return f"{name} must be integers, got {array.dtype}"
+    if state.embeddings.dtype not in checks.floats(xp):
+        return f"embeddings must be floating point, got {state.embeddings.dtype}"
+    cursor, count, step, skipped = (int(array) for array in state[-4:])
     if not (0 <= cursor < capacity[0] and 0 <= count <= capacity[0]) or (count < capacity[0] and cursor != count):
         return f"cursor {cursor} and count {count} are no place in a ring of {capacity[0]} slots"
+    if step < 0 or skipped < 0:
+        return f"step {step} and skipped {skipped} must be at least 0"
     return None

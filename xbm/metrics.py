@@ -152,7 +152,7 @@ def neighbours(embeddings, *, k, gallery=None, block_rows=None):
     xp, _ = backends.of(Z)
     items = V.shape[0] - itself
     if k > items:
-        raise ValueError(f"k must be at most {items}, the number of items to find, got {k}")
+        raise ValueError(f"k must be at most the number of items to find, {items} here, got {k}")
     return xp.concat([nearest for _, nearest in _nearest(Z, V, k, itself, block_rows)])
 
 
@@ -165,7 +165,9 @@ def _nearest(Z, V, k, itself, block_rows):
     size = block_rows or max(LEAST_ROWS, BLOCK_ELEMENTS // V.shape[0])
     for start in range(0, Z.shape[0], size):
         block = slice(start, min(start + size, Z.shape[0]))
-        _, indices = ops.top_k(Z[block, :] @ V.T, k + itself)
+        with ops.full_precision(Z):
+            S = Z[block, :] @ V.T
+        _, indices = ops.top_k(S, k + itself)
         if itself:
             # One more was selected: the query itself moves to the end and is cut off, or the last one is, where
             # the query is not among them (copies of lower index come before it).

@@ -16,9 +16,9 @@ class Miner(ABC):
         """Return the reducing functions `(block, r) -> {name: reduction}`, each seeing the earlier ones' results."""
         return (self.summarise,)
 
-    @abstractmethod
     def summarise(self, block, r):
-        """Return {name: reduction over the block's pairs}."""
+        """Return {name: reduction over the block's pairs}; nothing unless overridden."""
+        return {}
 
     @abstractmethod
     def select(self, block, r):
@@ -48,10 +48,6 @@ class Mined(PairLoss):
             return lambda block, r: _prefixed("loss", stage(self._select(block, r), _part("loss", r)))
 
         return (*map(mining, self.miner.stages), *map(mined, self.loss.stages))
-
-    def summarise(self, block, r):
-        """Return the last stage's reductions."""
-        return self.stages[-1](block, r)
 
     def value(self, r):
         """Return L_i over the selected pairs."""

@@ -13,9 +13,13 @@ def normalize(x):
     xp = array_namespace(x)
     largest = xp.max(xp.abs(x), axis=1, keepdims=True)
     largest = xp.where(largest > 0, largest, 1.0)
-    length = largest * xp.sqrt(xp.sum((x / largest) ** 2, axis=1, keepdims=True))
-    length = xp.where(length < EPS, EPS, length)  # a NaN stays one
-    return x / length, length
+    unit = x / largest
+    excess = xp.sqrt(xp.sum(unit**2, axis=1, keepdims=True))  # |x| / largest, in [1, sqrt(D)], or 0
+    longest = 0.5 * xp.finfo(x.dtype).max / xp.where(excess > 1, excess, 1.0)
+    length = xp.where(largest > longest, longest, largest) * excess
+    short = length < EPS  # a NaN is not
+    z = unit * (xp.where(short, largest, EPS) / EPS) / xp.where(short, 1.0, excess)
+    return z, xp.where(short, EPS, length)
 
 
 def through_normalize(gradient, z, length):

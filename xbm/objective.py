@@ -1,6 +1,7 @@
 """One training step: normalise, enqueue, compare, and the gradient of it all in closed form."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from array_api_compat import device as device_of
@@ -10,7 +11,7 @@ from xbm.batch import read
 from xbm.losses import Block, Contrastive, PairLoss
 from xbm.mining import Mined, Miner
 from xbm.pairs import batch_pairs, memory_pairs
-from xbm.scan import dense, scan
+from xbm.scan import Scanned, dense, scan
 
 Array = Any
 
@@ -92,7 +93,8 @@ class Objective:
 
     def __post_init__(self):
         if not isinstance(self.loss, PairLoss):
-            raise TypeError(f"loss must be an xbm.PairLoss, got {self.loss!r} of type {type(self.loss).__name__}")
+            got = f"{self.loss!r} of type {type(self.loss).__name__}"
+            raise TypeError(f"loss must be an xbm.PairLoss, such as xbm.Contrastive(), got {got}")
         checks.number("weight", self.weight, at_least=0)
         checks.whole_number("warmup", self.warmup, at_least=0)
         checks.flag("in_batch", self.in_batch)
@@ -103,14 +105,15 @@ class Objective:
             checks.whole_number("block_rows", self.block_rows, at_least=1)
         if self.loss.needs_cosines and not self.normalize:
             raise ValueError(f"{type(self.loss).__name__} is a function of cosines: it needs normalize=True")
-        self.criterion  # noqa: B018 - refuses what is no miner
+        if self.miner is not None and not isinstance(self.miner, Miner):
+            raise TypeError(f"miner must be an xbm.Miner, got {self.miner!r} of type {type(self.miner).__name__}")
 
-    @property
+    @cached_property
     def criterion(self):
         """The loss over the pairs that the miner selects."""
         return self.loss if self.miner is None else Mined(self.loss, self.miner)
 
-    def step(self, state, x, labels, *, ids=None, mask=None, keys=None, key_labels=None):
+    def step(self, state, x, labels, *, ids=None, enqueue=None, keys=None, key_labels=None):
         """Make one training call: store the batch, then compare it with the memory.
 
         Parameters
@@ -123,8 +126,8 @@ class Objective:
             Classes of the anchors.
         ids : (B,) integer, optional
             Samples of the anchors (and keys), >= 0, negative = none: tells copies and measures drift.
-        mask : (B,) bool, optional
-            Rows to store. The others are anchors and batch-mates all the same.
+        enqueue : (B,) bool, optional
+            Rows to store (of the keys, if there are any). The others are anchors and batch-mates all the same.
         keys : (K, D) floating point, optional
             Rows to store and to compare with instead of x: two towers, or a momentum encoder. Key i is a candidate
             of query i.
@@ -140,36 +143,38 @@ class Objective:
         TypeError, ValueError
             If an input does not fit; the state is then as it was.
         """
-        batch = self._read(state, x, labels, ids=ids, keys=keys, key_labels=key_labels, mask=mask)
-        keep, bad = memory.storable(state, batch.stored, mask=mask, on_nonfinite=self.on_nonfinite)
+        batch = self._read(state, x, labels, ids=ids, keys=keys, key_labels=key_labels, enqueue=enqueue)
+        keep, bad = memory.storable(state, batch.stored, mask=enqueue, on_nonfinite=self.on_nonfinite)
+        in_batch = self._batch_term(batch, gradient=True)  # before anything changes: a loss may raise
         own = memory.own_slots(state, keep) if keys is None else None
         moved = None if ids is None else drift.returning(state, batch.stored, batch.ids)
         state = memory.write(state, batch.stored, batch.stored_labels, batch.ids, keep, bad)
-        result = self._compare(state, batch, own, moved, gradient=True)
-        return result._replace(state=memory.advance(state))
+        in_memory = self._memory_term(state, batch, own, gradient=True)
+        return self._joined(memory.advance(state), batch, in_batch, in_memory, moved, gradient=True)
 
-    def evaluate(self, state, x, labels, *, ids=None, keys=None, key_labels=None, gradient=False):
-        """Return the loss against the memory as it is; store and count nothing.
+    def evaluate(self, state, x, labels, *, ids=None, enqueue=None, keys=None, key_labels=None, gradient=False):
+        """Return the loss against the memory as it is; store and count nothing, whatever `enqueue` says.
 
         Takes and returns what `step` does; `gradient` tells whether to compute the gradients.
         """
-        batch = self._read(state, x, labels, ids=ids, keys=keys, key_labels=key_labels)
-        return self._compare(state, batch, None, None, gradient=gradient)
+        batch = self._read(state, x, labels, ids=ids, keys=keys, key_labels=key_labels, enqueue=enqueue)
+        in_batch = self._batch_term(batch, gradient=gradient)
+        in_memory = self._memory_term(state, batch, None, gradient=gradient)
+        return self._joined(state, batch, in_batch, in_memory, None, gradient=gradient)
 
     def store(self, state, x, labels, *, ids=None):
         """Return the state with a batch stored as rows of before this call, compared with nothing and not counted."""
         batch = self._read(state, x, labels, ids=ids)
-        return memory.enqueue(state, batch.stored, batch.labels, ids=batch.ids, on_nonfinite=self.on_nonfinite, age=1)
+        keep, bad = memory.storable(state, batch.stored, on_nonfinite=self.on_nonfinite)
+        return memory.write(state, batch.stored, batch.labels, batch.ids, keep, bad, age=1)
 
     def _read(self, state, x, labels, **options):
         return read(state, x, labels, unit=self.normalize, **options)
 
-    def _compare(self, state, batch, own, moved, *, gradient):
-        """Return the step of a batch whose rows are in the memory, at the slots `own`, or are not."""
+    def _joined(self, state, batch, in_batch, in_memory, moved, *, gradient):
+        """Return the step whose two terms these are."""
         xp, _ = backends.of(batch.z)
         B = max(batch.z.shape[0], 1)
-        in_batch = self._batch_term(batch, gradient)
-        in_memory = self._memory_term(state, batch, own, gradient)
         batch_loss, memory_loss = xp.sum(in_batch.value) / B, self.weight * xp.sum(in_memory.value) / B
 
         dx = dk = None
@@ -193,19 +198,20 @@ class Objective:
         report = xp.stack([xp.astype(figures[name], xp.float32) for name in REPORT])
         return Step(batch_loss + memory_loss, dx, dk, state, report)
 
-    def _batch_term(self, batch, gradient):
+    def _batch_term(self, batch, *, gradient):
         """Compare the batch with itself, or with its keys; the gradient is two-sided."""
-        xp, _ = backends.of(batch.z)
+        xp, ops = backends.of(batch.z)
         Z, K = batch.z, batch.stored
         if not self.in_batch or 0 in (Z.shape[0], K.shape[0]):
             return _Term.zero(Z, K)
         key_labels = None if batch.keys is None else batch.stored_labels
         P, N = batch_pairs(batch.labels, key_labels, dtype=Z.dtype)
         columns, anchors = (xp.arange(rows.shape[0], device=device_of(Z)) for rows in (K, Z))
-        value, W = dense(self.criterion, Block(Z @ K.T, P, N, columns, anchors))
-        return _Term(value, W @ K, W.T @ Z) if gradient else _Term(value)
+        with ops.full_precision(Z):
+            value, W = dense(self.criterion, Block(Z @ K.T, P, N, columns, anchors))
+            return _Term(value, W @ K, W.T @ Z) if gradient else _Term(value)
 
-    def _memory_term(self, state, batch, own, gradient):
+    def _memory_term(self, state, batch, own, *, gradient):
         """Compare the batch with the memory; zeros while that warms up. Memory rows are constants."""
         xp, ops = backends.of(batch.z)
         step, count = ops.known(state.step), ops.known(state.count)
@@ -217,21 +223,21 @@ class Objective:
             options = {"labels": batch.labels, "own": own, "count": state.count, "ids": ids, "step": state.step}
             return memory_pairs(slots, columns, **options, dtype=batch.z.dtype)
 
-        found = scan(
-            self.criterion,
-            batch.z,
-            state.embeddings,
-            (state.labels, state.ids, state.stored_at),
-            pairs,
-            block_rows=self.block_rows or max(256, BLOCK_ELEMENTS // max(batch.z.shape[0], 1)),
-            limit=count,
-            gradient=gradient,
-        )
+        with ops.full_precision(batch.z):
+            found = scan(
+                self.criterion,
+                batch.z,
+                state.embeddings,
+                (state.labels, state.ids, state.stored_at),
+                pairs,
+                block_rows=self.block_rows or max(256, BLOCK_ELEMENTS // max(batch.z.shape[0], 1)),
+                limit=count,
+                gradient=gradient,
+            )
         # Selected, never multiplied by 0: an infinite loss must not reach the warm-up as NaN.
         warm = state.step >= self.warmup
-        found = (None if one is None else xp.where(warm, one, xp.zeros_like(one)) for one in found)
-        value, gradient, pairs_in_use = found
-        return _Term(value, gradient, pairs=pairs_in_use)
+        found = Scanned(*(None if one is None else xp.where(warm, one, xp.zeros_like(one)) for one in found))
+        return _Term(found.value, found.gradient, pairs=found.pairs)
 
 
 class _Term(NamedTuple):

@@ -22,7 +22,7 @@ def batch_pairs(labels, key_labels=None, *, dtype):
     return xp.astype(same & usable, dtype), xp.astype(~same & usable, dtype)
 
 
-def memory_pairs(slots, rows, *, labels, count, own=None, ids=None, step=None, dtype):
+def memory_pairs(slots, rows, *, labels, count, step, own=None, ids=None, dtype):
     """Return `(P, N)` of B anchors against a block of m memory rows, each (B, m).
 
     An empty slot and the anchor's own slot are no pair. With ids, neither is an older copy of the anchor: a row of
@@ -43,7 +43,7 @@ def memory_pairs(slots, rows, *, labels, count, own=None, ids=None, step=None, d
     ids : (B,) integer, optional
         Samples of the anchors, negative = none. Without ids copies are kept.
     step : () integer
-        Index of the call; needed with ids.
+        Index of the call.
     """
     xp = array_namespace(labels)
     row_labels, row_ids, stored_at = rows

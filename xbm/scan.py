@@ -27,7 +27,13 @@ def dense(loss, block):
     r = {}
     for stage in loss.stages:
         r = r | _results(stage(block, r))
-    return loss.value(r), loss.weights(block, r)
+    value, W = loss.value(r), loss.weights(block, r)
+    if value.shape != block.anchors.shape or W.shape != block.S.shape:
+        raise ValueError(
+            f"{loss!r} must give a value of shape {block.anchors.shape} and weights of shape {block.S.shape}, "
+            f"got {value.shape} and {W.shape}"
+        )
+    return value, W
 
 
 def scan(loss, anchors, rows, columns, pairs, *, block_rows, limit=None, gradient=True):

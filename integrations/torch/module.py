@@ -96,7 +96,7 @@ class XBM(torch.nn.Module):
             copies=copies,
             on_nonfinite=on_nonfinite,
         )
-        state = memory.init(capacity, dim, dtype=dtype, device=device, xp=xp)
+        state = memory.init(capacity=capacity, dim=dim, dtype=dtype, device=device, xp=xp)
         for name, value in state._asdict().items():
             self.register_buffer(name, value)
         figures = torch.full((len(REPORT),), torch.nan, device=device)
@@ -136,7 +136,7 @@ class XBM(torch.nn.Module):
             Samples of the anchors, >= 0, negative = none: keeps a sample's older rows out of its pairs, and measures
             drift.
         enqueue : (B,) bool, optional
-            Rows to store; the others are compared all the same.
+            Rows to store (of the keys, if there are any); the others are compared all the same.
         keys : (K, D) floating point, optional
             Rows to store and to compare with instead of the embeddings: two towers, or a momentum encoder. Key i is a
             candidate of query i.
@@ -155,15 +155,15 @@ class XBM(torch.nn.Module):
         state = self._state()
         x, k = _wide(embeddings), _wide(keys)
         given = {"ids": ids, "keys": k, "key_labels": key_labels}
-        with torch.autocast(self.embeddings.device.type, enabled=False):
-            if self.training:
-                result = self.objective.step(state, x, labels, mask=enqueue, **given)
-                self._keep(result)
-            else:
-                gradient = torch.is_grad_enabled() and (
-                    embeddings.requires_grad or (keys is not None and keys.requires_grad)
-                )
-                result = self.objective.evaluate(state, x, labels, gradient=gradient, **given)
+        if self.training:
+            result = self.objective.step(state, x, labels, enqueue=enqueue, **given)
+            self._keep_state(result.state)
+            self.figures.copy_(result.report)
+        else:
+            gradient = torch.is_grad_enabled() and any(
+                getattr(one, "requires_grad", False) for one in (embeddings, keys)
+            )
+            result = self.objective.evaluate(state, x, labels, enqueue=enqueue, gradient=gradient, **given)
         if result.gradient is None:
             return result.loss
         pairs = [(embeddings, result.gradient)]
@@ -172,14 +172,15 @@ class XBM(torch.nn.Module):
         return attach_gradient(result.loss, *pairs)
 
     def clear(self):
-        """Empty the memory. Steps and skipped rows count on, so a warm-up that is over stays over."""
+        """Empty the memory and the report. Steps and skipped rows count on: a warm-up that is over stays over."""
         self._keep_state(memory.clear(self._state()))
+        self.figures.fill_(torch.nan)
 
     def fill(self, encoder, loader):
         """Fill the memory with the embeddings of a loader's samples, as the paper does once the warm-up is over.
 
         The encoder is called as it is (in the mode it is in) without gradients, on the memory's device, until
-        `capacity` rows were stored or the loader ends. Nothing is compared and no step is counted.
+        `capacity` rows were offered or the loader ends. Nothing is compared and no step is counted.
 
         Parameters
         ----------
@@ -229,10 +230,6 @@ class XBM(torch.nn.Module):
     def _state(self):
         return MemoryState(*(getattr(self, name) for name in MemoryState._fields))
 
-    def _keep(self, result):
-        self._keep_state(result.state)
-        self.figures.copy_(result.report)
-
     def _keep_state(self, state):
         """Copy into the buffers what was not written there in place."""
         for name, value in state._asdict().items():
@@ -251,19 +248,40 @@ class XBM(torch.nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors):
         """Take a memory of any capacity: its newest rows stay."""
-        found = {name: state_dict.get(prefix + name) for name in MemoryState._fields}
-        if all(value is not None for value in found.values()):
-            saved = MemoryState(**found)
-            problem = memory.inconsistency(saved)
-            if not problem and saved.embeddings.shape[1] != self.dim:
-                problem = f"it holds rows of {saved.embeddings.shape[1]} dimensions, this one of {self.dim}"
-            if problem:
-                errors.append(f"the saved memory {prefix.rstrip('.')!r} was not loaded: {problem}")
-                return
-            if saved.labels.shape[0] != self.capacity:
-                resized = memory.resize(saved, self.capacity)
-                state_dict.update({prefix + name: value for name, value in resized._asdict().items()})
+        found = {name: state_dict[prefix + name] for name in MemoryState._fields if prefix + name in state_dict}
+        missing = [prefix + name for name in MemoryState._fields if name not in found]
+        if missing:
+            if strict:
+                missing_keys += missing
+                names = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
+                unexpected_keys += [prefix + name for name in names if name not in MemoryState._fields]
+            return
+        try:
+            loaded = self._fitted(MemoryState(**found))
+        except ValueError as problem:
+            errors.append(f"The memory was left as it is. The saved one cannot be loaded: {problem}")
+            return
+        state_dict.update({prefix + name: value for name, value in loaded._asdict().items()})
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
+        self.figures = torch.full((len(REPORT),), torch.nan, device=self.embeddings.device)
+
+    def _fitted(self, saved):
+        """Return a saved memory in this one's capacity and dtypes, or raise a ValueError that says why not."""
+        for name, value in saved._asdict().items():
+            if not isinstance(value, torch.Tensor) or value.is_meta:
+                raise ValueError(f"{name} must be a tensor with values, got {type(value).__name__} {value!r:.60}")
+        problem = memory.inconsistency(saved)
+        if problem:
+            raise ValueError(problem)
+        if saved.embeddings.shape[1] != self.dim:
+            raise ValueError(f"it holds rows of {saved.embeddings.shape[1]} dimensions, this one of {self.dim}")
+        fitted = saved if saved.labels.shape[0] == self.capacity else memory.resize(saved, self.capacity)
+        fitted = MemoryState(*(one.to(getattr(self, name).dtype) for name, one in fitted._asdict().items()))
+        if not torch.isfinite(fitted.embeddings).all():
+            raise ValueError(
+                f"some of its rows, in {saved.embeddings.dtype}, are not finite in {self.embeddings.dtype}"
+            )
+        return fitted
 
 
 def _wide(x):

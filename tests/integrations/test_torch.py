@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 
 import array_api_compat.torch as xp
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 import xbm as core
 from tests.pair_losses import LOSSES, BatchHard, Similar
 from tests.strategies import capacities, histories
+from xbm import metrics
 from xbm.integrations.torch import XBM
 from xbm.memory import MemoryState
 
@@ -62,12 +64,11 @@ def test_is_the_core_step_by_step(options, history, capacity):
     dim = history[0].x.shape[1]
     module = XBM(dim, capacity, warmup=1, **options)
     objective = module.objective
-    state = core.init(capacity, dim, dtype=module.embeddings.dtype, xp=xp)
+    state = core.init(capacity=capacity, dim=dim, dtype=module.embeddings.dtype, xp=xp)
     for batch in history:
         (x, labels), keywords = tensors(batch)
         loss = module(x, labels, **keywords)
         loss.backward()
-        keywords = {{"enqueue": "mask"}.get(name, name): value for name, value in keywords.items()}
         result = objective.step(state, x.detach(), labels, **keywords)
         state = result.state
         assert torch.equal(torch.nan_to_num(loss.detach()), torch.nan_to_num(result.loss))
@@ -209,6 +210,12 @@ def test_capacity_may_change_on_load(calls, capacity, larger, seed):
     [
         ({"embeddings": torch.zeros(8, 5)}, "rows of 5 dimensions, this one of 4"),
         ({"labels": torch.zeros(3, dtype=torch.int64)}, "labels must have shape"),
+        ({"labels": torch.zeros(8)}, "labels must be integers, got torch.float32"),
+        ({"embeddings": torch.zeros(8, 4, dtype=torch.int64)}, "embeddings must be floating point"),
+        ({"embeddings": torch.full((8, 4), 1e300, dtype=torch.float64)}, "not finite in torch.float32"),
+        ({"embeddings": torch.zeros(8, 4, device="meta")}, "embeddings must be a tensor with values"),
+        ({"step": torch.tensor(-1)}, "step -1 and skipped 0 must be at least 0"),
+        ({"count": 8}, "count must be a tensor with values, got int 8"),
         ({"cursor": torch.tensor(11)}, "cursor 11 and count 0 are no place in a ring of 8 slots"),
         ({"count": torch.tensor([1])}, "count must be a scalar"),
     ],
@@ -226,6 +233,31 @@ def test_unsound_checkpoints_are_refused(change, sentence):
 def test_a_checkpoint_without_memory_names_what_is_missing():
     with pytest.raises(RuntimeError, match=r"Missing key.*embeddings.*labels"):
         XBM(4, 8).load_state_dict({"embedding_memory": torch.zeros(8, 4)})
+
+
+@pytest.mark.parametrize("lost", MemoryState._fields)
+def test_a_checkpoint_is_loaded_whole_or_not_at_all(lost):
+    saved, module = XBM(4, 8), XBM(4, 8)
+    for one, seed in ((saved, 0), (module, 1)):
+        x, labels, ids = next(numbers(seed, 1))
+        one(x, labels, ids=ids)
+    before = snapshot(module)
+    partial = {name: value for name, value in saved.state_dict().items() if name != lost} | {"queue": torch.zeros(1)}
+    with pytest.raises(RuntimeError, match=rf"Missing key.*{lost}(?s:.*)Unexpected key.*queue|queue(?s:.*){lost}"):
+        module.load_state_dict(partial)
+    assert_equal(module, before)
+    assert module.load_state_dict(partial, strict=False).missing_keys == [lost]
+    assert_equal(module, before)
+
+
+def test_loading_keeps_the_dtypes():
+    saved, module = XBM(4, 8), XBM(4, 8, dtype=torch.bfloat16)
+    x, labels, ids = next(numbers(0, 1))
+    saved(x, labels, ids=ids)
+    state = saved.state_dict()
+    module.load_state_dict(state | {"labels": state["labels"].int()}, assign=True)
+    assert (module.embeddings.dtype, module.labels.dtype) == (torch.bfloat16, torch.int64)
+    assert torch.equal(module.rows().ids, ids)
 
 
 def test_memory_inside_a_model_is_saved_with_it_and_absent_from_the_encoder():
@@ -263,6 +295,17 @@ def test_autocast_recasts_nothing():
         assert torch.equal(loss, plain(x, labels, ids=ids))
 
 
+def test_metrics_and_the_core_ignore_autocast():
+    x, labels = torch.randn(50, 4), torch.arange(50) % 5
+    objective, state = core.Objective(warmup=0), core.init(capacity=8, dim=4, xp=xp)
+    plain = metrics.retrieval(x, labels), objective.evaluate(state, x, labels, gradient=True).gradient
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = metrics.retrieval(x, labels), objective.evaluate(state, x, labels, gradient=True).gradient
+        assert torch.equal(metrics.neighbours(x, k=9), metrics.neighbours(x.double(), k=9))
+    assert plain[0] == under[0]
+    assert torch.equal(plain[1], under[1])
+
+
 def test_half_precision_gradients_are_scaled_before_they_are_rounded():
     module = XBM(4, 8, warmup=0, weight=1e-9, in_batch=False)  # below the least number of half precision
     x, labels, _ = next(numbers(2, 1))
@@ -296,7 +339,7 @@ def test_the_memory_carries_no_graph():
 def test_the_core_cuts_the_graph_itself():
     x, labels, ids = next(numbers(0, 1))
     x.requires_grad_()
-    state = core.enqueue(core.init(8, 4, xp=xp), x, labels, ids=ids)
+    state = core.enqueue(core.init(capacity=8, dim=4, xp=xp), x, labels, ids=ids)
     result = core.Objective(warmup=0).step(state, x, labels, ids=ids)
     assert not any(array.requires_grad for array in (*state, *result.state, result.loss, result.gradient))
 
@@ -304,8 +347,8 @@ def test_the_core_cuts_the_graph_itself():
 def test_a_device_is_never_waited_for():
     """On the meta device there are no values: whoever reads one fails."""
     x, labels = torch.randn(4, 8, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta")
-    state, objective = core.init(64, 8, xp=xp, device="meta"), core.Objective(warmup=2)
-    for options in ({}, {"ids": labels, "mask": labels == 0}, {"keys": x}):
+    state, objective = core.init(capacity=64, dim=8, xp=xp, device="meta"), core.Objective(warmup=2)
+    for options in ({}, {"ids": labels, "enqueue": labels == 0}, {"keys": x}):
         state = objective.step(state, x, labels, **options).state
     assert objective.evaluate(state, x, labels, ids=labels, gradient=True).gradient.shape == x.shape
     with pytest.raises(RuntimeError, match="meta"):
@@ -394,6 +437,16 @@ def test_report_is_a_read_only_mapping():
         module.report["fill"] = 1.0
 
 
+def test_report_is_blank_once_it_is_of_another_memory():
+    module = XBM(4, 8)
+    for blank in (module.clear, lambda: module.load_state_dict(XBM(4, 8).state_dict())):
+        x, labels, _ = next(numbers(0, 1))
+        module(x, labels)
+        assert module.report["fill"] > 0
+        blank()
+        assert np.isnan(module.report["fill"])
+
+
 def test_repr_shows_the_options():
     text = repr(XBM(4, 8, weight=0.5, dtype=torch.bfloat16))
     for option in ("dim=4", "capacity=8", "Contrastive", "weight=0.5", "torch.bfloat16", "copies='exclude'"):
@@ -417,8 +470,8 @@ def test_a_copy_goes_its_own_way():
         ({"loss": torch.nn.MSELoss()}, TypeError, "or an xbm.PairLoss, got MSELoss"),
         ({"loss": core.Contrastive(), "reduction": "sum"}, ValueError, "brings its own"),
         ({"reduction": "none"}, ValueError, "reduction must be 'mean' or 'sum', got 'none'"),
-        ({"dtype": torch.int64}, TypeError, "dtype must be one of float32, bfloat16"),
-        ({"dtype": "float32"}, TypeError, "dtype must be one of float32, bfloat16"),
+        ({"dtype": torch.int64}, TypeError, "dtype must be one of .*float32, .*bfloat16"),
+        ({"dtype": "float32"}, TypeError, "dtype must be one of .*float32, .*bfloat16"),
         ({"warmup": -3}, ValueError, "warmup must be at least 0"),
         ({"miner": max}, TypeError, "miner must be an xbm.Miner"),
     ],
@@ -442,7 +495,7 @@ def test_construction_refuses(options, error, sentence):
             "on device meta, what they meet is on cpu",
         ),
         ({"ids": torch.zeros(3, dtype=torch.int64)}, ValueError, r"ids must have shape \(2,\)"),
-        ({"enqueue": torch.ones(2)}, TypeError, "mask must be boolean"),
+        ({"enqueue": torch.ones(2)}, TypeError, "enqueue must be boolean"),
         ({"key_labels": torch.zeros(2, dtype=torch.int64)}, ValueError, "key_labels were given without keys"),
     ],
 )
@@ -454,6 +507,45 @@ def test_calls_refuse_and_lose_nothing(change, error, sentence):
     good = {"embeddings": torch.ones(2, 4), "labels": torch.zeros(2, dtype=torch.int64)}
     with pytest.raises(error, match=sentence):
         module(**good | change)
+    assert_equal(module, before)
+
+
+@pytest.mark.parametrize(
+    "change", [{"embeddings": np.zeros((2, 4))}, {"keys": [[0.0] * 4]}, {"enqueue": torch.ones(2)}]
+)
+def test_evaluation_refuses_as_training_does(change):
+    good = {"embeddings": torch.ones(2, 4), "labels": torch.zeros(2, dtype=torch.int64)}
+    sentences = []
+    for module in (XBM(4, 8), XBM(4, 8).eval()):
+        with pytest.raises(TypeError) as refusal:
+            module(**good | change)
+        sentences.append(str(refusal.value))
+    assert sentences[0] == sentences[1]
+
+
+class Raising(core.Contrastive):
+    """A user's loss with a mistake in it."""
+
+    def value(self, r):
+        raise RuntimeError("my mistake")
+
+
+class Scalar(core.Contrastive):
+    """A user's loss of the wrong shape."""
+
+    def value(self, r):
+        return super().value(r).sum()
+
+
+@pytest.mark.parametrize(("loss", "sentence"), [(Raising(), "my mistake"), (Scalar(), "must give a value of shape")])
+def test_a_loss_that_fails_loses_nothing(loss, sentence):
+    module = XBM(4, 8)
+    for x, labels, _ in numbers(0, 2):
+        module(x, labels)
+    module.objective = replace(module.objective, loss=loss, warmup=0)
+    before = snapshot(module)
+    with pytest.raises((RuntimeError, ValueError), match=sentence):
+        module(x, labels)
     assert_equal(module, before)
 
 

@@ -14,18 +14,27 @@ from importlib.util import find_spec
 
 from array_api_compat import array_namespace
 
-OPERATIONS = ("write_rows", "stop_gradient", "fold", "top_k", "apply_weights", "known", "is_compiling")
+OPERATIONS = (
+    "write_rows",
+    "stop_gradient",
+    "fold",
+    "top_k",
+    "apply_weights",
+    "full_precision",
+    "known",
+    "is_compiling",
+)
 
 
-def of(*arrays):
-    """Return `(xp, ops)`: the namespace of the arrays' library, and its operations beyond the standard.
+def of(array):
+    """Return `(xp, ops)`: the namespace of the array's library, and its operations beyond the standard.
 
     Raises
     ------
     TypeError
-        If an argument is no array, or the arrays are of several libraries.
+        If it is no array.
     """
-    xp = array_namespace(*arrays)
+    xp = array_namespace(array)
     return xp, operations(xp.__name__)
 
 

@@ -2,11 +2,19 @@
 
 import numpy as np
 
-from xbm.backends.standard import fold, is_compiling, stop_gradient
+from xbm.backends.standard import apply_active_weights as apply_weights
+from xbm.backends.standard import fold, full_precision, is_compiling, stop_gradient
 
-GATHER_BELOW = 0.25  # share of active columns up to which gathering them beats multiplying all
-
-__all__ = ["apply_weights", "fold", "is_compiling", "known", "stop_gradient", "top_k", "write_rows"]
+__all__ = [
+    "apply_weights",
+    "fold",
+    "full_precision",
+    "is_compiling",
+    "known",
+    "stop_gradient",
+    "top_k",
+    "write_rows",
+]
 
 
 def write_rows(array, slots, rows):
@@ -28,14 +36,6 @@ def top_k(x, k):
     values = np.take_along_axis(x, indices, axis=1)
     order = np.argsort(-values, axis=1, stable=True)
     return np.take_along_axis(values, order, axis=1), np.take_along_axis(indices, order, axis=1)
-
-
-def apply_weights(weights, rows):
-    """Return W V: (B, m) pair weights times (m, D) rows, reading only the rows of some weight where they are few."""
-    active = np.flatnonzero(np.abs(weights).sum(axis=0))
-    if active.size > GATHER_BELOW * rows.shape[0]:
-        return weights @ rows
-    return weights[:, active] @ rows[active]
 
 
 def known(x):

@@ -3,7 +3,11 @@
 The standard has no scatter, so a write copies the array; nothing else here is slower than it must be.
 """
 
-from array_api_compat import array_namespace
+from contextlib import nullcontext
+
+from array_api_compat import array_namespace, device
+
+GATHER_BELOW = 0.25  # share of active columns up to which gathering them beats multiplying all
 
 
 def write_rows(array, slots, rows):
@@ -16,7 +20,7 @@ def write_rows(array, slots, rows):
     if written == 0:
         return array
     xp = array_namespace(array)
-    source = xp.remainder(xp.arange(size, dtype=slots.dtype) - slots[0], size)
+    source = xp.remainder(xp.arange(size, dtype=slots.dtype, device=device(array)) - slots[0], size)
     shape = (size,) + (1,) * (array.ndim - 1)
     hit = xp.reshape(source < written, shape)
     return xp.where(hit, xp.take(rows, xp.clip(source, max=written - 1), axis=0), array)
@@ -53,6 +57,20 @@ def top_k(x, k):
 def apply_weights(weights, rows):
     """Return W V: (B, m) pair weights times (m, D) rows."""
     return weights @ rows
+
+
+def apply_active_weights(weights, rows):
+    """Return W V, reading only the rows of some weight where they are few: for eager code on the host."""
+    xp = array_namespace(weights)
+    (active,) = xp.nonzero(xp.sum(xp.abs(weights), axis=0))
+    if active.shape[0] > GATHER_BELOW * rows.shape[0]:
+        return weights @ rows
+    return xp.take(weights, active, axis=1) @ xp.take(rows, active, axis=0)
+
+
+def full_precision(x):
+    """Return a context in which nothing is computed in less than the inputs' precision."""
+    return nullcontext()
 
 
 def known(x):

@@ -1,15 +1,16 @@
 """Operations for PyTorch: writes in place, attaches closed-form gradients to autograd."""
 
+from contextlib import nullcontext
+
 import torch
 
-from xbm.backends.standard import fold
-
-GATHER_BELOW = 0.25  # share of active columns up to which gathering them beats multiplying all
+from xbm.backends.standard import apply_active_weights, fold
 
 __all__ = [
     "apply_weights",
     "attach_gradient",
     "fold",
+    "full_precision",
     "is_compiling",
     "known",
     "stop_gradient",
@@ -50,10 +51,14 @@ def apply_weights(weights, rows):
     On the CPU only the rows of some weight are read where they are few; on a device that would make it wait.
     """
     if weights.device.type == "cpu" and not is_compiling():
-        active = weights.abs().sum(dim=0).nonzero()[:, 0]
-        if active.shape[0] <= GATHER_BELOW * rows.shape[0]:
-            return weights[:, active] @ rows[active]
+        return apply_active_weights(weights, rows)
     return weights @ rows
+
+
+def full_precision(x):
+    """Return a context without autocast on x's device."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def known(x):
