@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from xbm.experiments import glyphs
 from xbm.experiments.charts import PALETTE
-from xbm.experiments.training import Plan, train
+from xbm.experiments.plan import Plan
+from xbm.experiments.training import train
 
 SEEDS = (0, 1, 2)
 

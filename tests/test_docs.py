@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import table
+from xbm.backends import OPERATIONS
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLE = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", re.DOTALL)
@@ -31,3 +34,13 @@ def test_examples_run(page, tmp_path, monkeypatch):
 def test_links_lead_somewhere(page):
     for target in LINK.findall(page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_every_skip_is_in_the_support_matrix():
+    page = (ROOT / "docs" / "backends.md").read_text()
+    assert [reason for reason in table.NOT_APPLICABLE.values() if reason not in page] == []
+
+
+def test_every_operation_of_a_backend_is_described():
+    page = (ROOT / "docs" / "backends.md").read_text()
+    assert [name for name in OPERATIONS if f"`{name}`" not in page] == []

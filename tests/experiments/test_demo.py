@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from xbm.experiments import glyphs
 from xbm.experiments.cli import main
-from xbm.experiments.demo import plan_of
-from xbm.experiments.training import Plan, train
+from xbm.experiments.plan import Plan, plan_of
+from xbm.experiments.training import train
 
 
 @pytest.fixture(scope="module")

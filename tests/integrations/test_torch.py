@@ -549,6 +549,15 @@ def test_a_loss_that_fails_loses_nothing(loss, sentence):
     assert_equal(module, before)
 
 
+def test_raising_on_values_is_refused_under_a_compiler(monkeypatch):
+    """As a compiler sees it: tracing, values may not be read."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    x, labels, _ = next(numbers(0, 1))
+    with pytest.raises(RuntimeError, match='which a compiler cannot: use "skip"'):
+        XBM(4, 8, on_nonfinite="raise")(x, labels)
+    assert torch.isfinite(XBM(4, 8, warmup=0)(x, labels))
+
+
 @pytest.mark.parametrize("where", ["embeddings", "keys"])
 def test_nonfinite_rows_raise_if_asked_to(where):
     module = XBM(4, 8, on_nonfinite="raise")

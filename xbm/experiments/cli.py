@@ -6,6 +6,7 @@ import click
 from rich.console import Console
 
 from xbm import __version__
+from xbm.experiments.plan import FULL, QUICK, plan_of
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -16,7 +17,11 @@ def main():
 
 @main.command()
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights and batches.")
-@click.option("--steps", type=click.IntRange(min=1), help="Training steps of either run.  [default: 2500; quick: 60]")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help=f"Training steps of either run.  [default: {FULL.steps}; quick: {QUICK.steps}]",
+)
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -36,6 +41,6 @@ def demo(seed, steps, out, quick):
         (out / ".writable").unlink()
     except OSError as error:
         raise click.BadParameter(f"cannot write into {out}: {error.strerror}", param_hint="--out") from error
-    from xbm.experiments.demo import plan_of, run  # imports torch: seconds that --help need not wait for
+    from xbm.experiments.demo import run  # imports torch: seconds that --help need not wait for
 
     run(plan_of(seed=seed, steps=steps, quick=quick), quick=quick, out=out, console=Console())

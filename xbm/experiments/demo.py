@@ -8,12 +8,11 @@ import rich.table
 import torch
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from xbm import __version__
+from xbm import Contrastive, __version__
 from xbm.experiments import glyphs, report
-from xbm.experiments.training import Plan, train
+from xbm.experiments.training import train
 
 QUERIES = 12  # shown in the report
-QUICK = {"steps": 60, "capacity": 256, "warmup": 15, "evaluations": 3}
 
 
 def run(plan, *, quick, out, console):
@@ -95,16 +94,9 @@ def settings(plan, train_set, test_set):
     """Return what was run, for the report."""
     return {
         **{name.replace("_", " "): value for name, value in asdict(plan).items()},
-        "loss": "contrastive, per-anchor means, margins 1 and 0.5",
+        "loss": Contrastive(),
         "training classes": len(train_set.characters),
         "test classes": len(test_set.characters),
         "versions": f"xbm {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         "threads": torch.get_num_threads(),
     }
-
-
-def plan_of(*, seed, steps, quick):
-    """Return the plan for the options; the warm-up is at most a quarter of the steps."""
-    plan = Plan(seed=seed, **(QUICK if quick else {}))
-    steps = steps or plan.steps
-    return Plan(**asdict(plan) | {"steps": steps, "warmup": min(plan.warmup, steps // 4)})

@@ -1,7 +1,6 @@
 """One training run of the demo: the same network, batches and steps, with or without a memory."""
 
 import time
-from dataclasses import dataclass
 
 import torch
 
@@ -14,21 +13,6 @@ from xbm.sampling import PKSampler
 FIGURES = ("batch_loss", "memory_loss", "fill", "pairs", "drift", "drift_age")
 READ_EVERY = 10  # steps between two readings of the figures
 EMBED_ROWS = 1024  # pictures embedded at a time
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What two runs of a comparison have in common, and the memory that one of them has."""
-
-    seed: int = 0
-    steps: int = 2500
-    classes: int = 4  # P, classes in a batch
-    instances: int = 4  # K, pictures of each
-    dim: int = 64
-    capacity: int = 8192
-    warmup: int = 300
-    learning_rate: float = 2e-3
-    evaluations: int = 10  # over the run, beside the one at its start
 
 
 def train(plan, train_set, test_set, *, memory, on_step=None):
@@ -59,7 +43,8 @@ def train(plan, train_set, test_set, *, memory, on_step=None):
     pictures, labels = as_input(train_set.images), torch.from_numpy(train_set.labels)
     evaluate_at = {round(plan.steps * n / plan.evaluations) for n in range(1, plan.evaluations + 1)}
 
-    recall_steps, recall = [0], [retrieval(encoder, test_set).recall[1]]
+    embeddings, found = retrieval(encoder, test_set)
+    recall_steps, recall = [0], [found.recall[1]]
     figures_steps, figures = [], {name: [] for name in FIGURES}
     seconds = 0.0
     for step, rows in enumerate(sampler, start=1):
@@ -80,20 +65,19 @@ def train(plan, train_set, test_set, *, memory, on_step=None):
             if on_step:
                 on_step(step, now)
         if step in evaluate_at:
+            embeddings, found = retrieval(encoder, test_set)
             recall_steps.append(step)
-            recall.append(retrieval(encoder, test_set).recall[1])
+            recall.append(found.recall[1])
 
-    embeddings = embed(encoder, test_set)
-    final = metrics.retrieval(embeddings, torch.from_numpy(test_set.labels), k=(1,))
     return Run(
         name=f"memory of {plan.capacity:,} rows" if memory else "in-batch only",
         recall_steps=recall_steps,
         recall=recall,
         figures_steps=figures_steps,
         figures=figures if memory else {"batch_loss": figures["batch_loss"]},
-        recall_at_1=final.recall[1],
-        r_precision=final.r_precision,
-        map_at_r=final.map_at_r,
+        recall_at_1=found.recall[1],
+        r_precision=found.r_precision,
+        map_at_r=found.map_at_r,
         seconds=seconds,
         memory_megabytes=sum(buffer.nbytes for buffer in xbm.buffers()) / 1e6 if memory else 0.0,
         neighbours=metrics.neighbours(embeddings, k=SHOWN).numpy(),
@@ -115,5 +99,6 @@ def embed(encoder, glyphs):
 
 
 def retrieval(encoder, glyphs):
-    """Return an encoder's retrieval metrics on a set of glyphs."""
-    return metrics.retrieval(embed(encoder, glyphs), torch.from_numpy(glyphs.labels), k=(1,))
+    """Return an encoder's embeddings of a set of glyphs, and the retrieval metrics among them."""
+    embeddings = embed(encoder, glyphs)
+    return embeddings, metrics.retrieval(embeddings, torch.from_numpy(glyphs.labels))
