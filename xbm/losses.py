@@ -30,14 +30,8 @@ class Block(NamedTuple):
     anchors: Array  # (B,) index of each anchor
 
 
-class PairLoss(ABC):
-    """A pair loss as three small functions, walked over a memory in blocks.
-
-    `summarise` reduces a block, `value` reads the merged reductions of the whole row, `weights` gives dL_i/dS_ij for a
-    block. A loss that must know something of the whole row before it can reduce overrides `stages`.
-    """
-
-    needs_cosines: ClassVar[bool] = False  # True: refuses `normalize=False`
+class Staged:
+    """What losses and miners have in common: functions that reduce blocks, walked one after the other."""
 
     @property
     def stages(self):
@@ -47,6 +41,16 @@ class PairLoss(ABC):
     def summarise(self, block, r):
         """Return {name: reduction over the block's pairs}; nothing unless overridden."""
         return {}
+
+
+class PairLoss(Staged, ABC):
+    """A pair loss as three small functions, walked over a memory in blocks.
+
+    `summarise` reduces a block, `value` reads the merged reductions of the whole row, `weights` gives dL_i/dS_ij for a
+    block. A loss that must know something of the whole row before it can reduce overrides `stages`.
+    """
+
+    needs_cosines: ClassVar[bool] = False  # True: refuses `normalize=False`
 
     @abstractmethod
     def value(self, r):

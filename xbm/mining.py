@@ -2,23 +2,14 @@
 
 from abc import ABC, abstractmethod
 
-from xbm.losses import PairLoss
+from xbm.losses import PairLoss, Staged
 
 
-class Miner(ABC):
+class Miner(Staged, ABC):
     """A choice of pairs, constant for the gradient.
 
     `summarise` reduces a block as a loss does, `select` returns the block with other pair weights P and N.
     """
-
-    @property
-    def stages(self):
-        """Return the reducing functions `(block, r) -> {name: reduction}`, each seeing the earlier ones' results."""
-        return (self.summarise,)
-
-    def summarise(self, block, r):
-        """Return {name: reduction over the block's pairs}; nothing unless overridden."""
-        return {}
 
     @abstractmethod
     def select(self, block, r):
