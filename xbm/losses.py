@@ -195,4 +195,4 @@ def get(loss, reduction=None):
 def _inverse(count):
     """Return 1 / count, finite where the count is 0 (what it multiplies is 0 there)."""
     xp = array_namespace(count)
-    return 1.0 / xp.where(count > 0, count, xp.finfo(count.dtype).smallest_normal)
+    return 1.0 / (count + xp.finfo(count.dtype).smallest_normal)
