@@ -29,12 +29,12 @@ def main():
             print(f"{run.name}: R@1 {run.recall_at_1:.3f}, MAP@R {run.map_at_r:.3f}, {run.seconds:.1f} s", flush=True)
         mean = np.mean([run.recall for run in runs], axis=0)
         axes.plot(runs[0].recall_steps, mean, color=colour, linewidth=2.2)
-        name, place = f"{runs[0].name}: {mean[-1]:.3f}", (2500, mean[-1])
+        name, place = f"{runs[0].name}: {mean[-1]:.3f}", (Plan.steps, mean[-1])
         axes.annotate(name, place, (-4, 8 if memory else -16), ha="right", color=colour, textcoords="offset points")
     axes.axvline(Plan.warmup, color=PALETTE["muted"][0], linewidth=0.8)
     axes.annotate("memory on", (Plan.warmup, 1), (4, -12), ("data", "axes fraction"), "offset points",
                   color=PALETTE["muted"][0])  # fmt: skip
-    axes.set(xlabel="step", ylabel="R@1 on unseen classes", xlim=(0, 2500))
+    axes.set(xlabel="step", ylabel="R@1 on unseen classes", xlim=(0, Plan.steps))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(Path(__file__).parent / "images" / "recall.svg", metadata={"Date": None}, facecolor="white")
 

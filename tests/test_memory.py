@@ -234,7 +234,7 @@ def test_enqueue_refuses_lists(backend):
     ("change", "clause"),
     [
         ({"labels": np.zeros(3, np.int64)}, "labels must have shape"),
-        ({"count": np.asarray([1])}, "count must be a scalar"),
+        ({"count": np.asarray([1])}, "count must have shape ()"),
         ({"cursor": np.asarray(9)}, "cursor 9 and count 0"),
         ({"cursor": np.asarray(2), "count": np.asarray(1)}, "cursor 2 and count 1"),
         ({"embeddings": np.zeros(4, np.float32)}, "embeddings must have shape"),

@@ -353,6 +353,13 @@ def test_dtypes(backend):
             assert float(result.loss) == pytest.approx(2 * (1 - 0.5**0.5), rel=1e-2)
 
 
+def test_options_of_numpys_widen_nothing(backend):
+    half = np.float64(0.5)
+    objective = xbm.Objective(loss=xbm.Contrastive(neg_margin=half), weight=half, warmup=np.int64(0))
+    x, labels = backend.array(np.ones((2, 2), np.float32)), backend.array(np.asarray([0, 1]))
+    assert objective.step(xbm.init(capacity=4, dim=2, xp=backend.xp), x, labels).loss.dtype == backend.xp.float32
+
+
 def test_report(backend):
     objective = xbm.Objective(warmup=0, weight=0.5)
     state = xbm.init(capacity=4, dim=2, dtype=backend.xp.float64, xp=backend.xp)

@@ -66,11 +66,17 @@ def read(state, x, labels, *, ids=None, keys=None, key_labels=None, enqueue=None
     xp, ops = backends.of(x)
     wide = xp.float64 in (x.dtype, stored.dtype, like.dtype)
 
-    def side(x):
-        z, length = xp.astype(ops.stop_gradient(x), xp.float64 if wide else xp.float32, copy=False), None
-        if unit:
-            z, length = normalize(z)
-        return Side(z, length, x.dtype)
+    def side(rows):
+        z = xp.astype(ops.stop_gradient(rows), xp.float64 if wide else xp.float32, copy=False)
+        return Side(*normalize(z), rows.dtype) if unit else Side(z, None, rows.dtype)
 
-    exact = (None if one is None else xp.astype(one, xp.int64, copy=False) for one in (labels, stored_labels, ids))
-    return Batch(side(x), None if keys is None else side(keys), *exact)
+    def exact(integers):
+        return xp.astype(integers, xp.int64, copy=False)
+
+    return Batch(
+        queries=side(x),
+        keys=None if keys is None else side(keys),
+        labels=exact(labels),
+        stored_labels=exact(stored_labels),
+        ids=None if ids is None else exact(ids),
+    )

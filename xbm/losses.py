@@ -134,6 +134,8 @@ class Contrastive(SidedPairLoss):
         checks.number("pos_margin", self.pos_margin)
         checks.number("neg_margin", self.neg_margin)
         checks.choice("reduction", self.reduction, ("mean", "sum"))
+        object.__setattr__(self, "pos_margin", float(self.pos_margin))
+        object.__setattr__(self, "neg_margin", float(self.neg_margin))
 
     def sides(self, block):
         """Return 1 for positives below m_P, and 1 for negatives above m_N."""

@@ -72,7 +72,8 @@ def init(*, capacity, dim, dtype=None, device=None, xp=numpy_namespace):
     checks.whole_number("dim", dim, at_least=1)
     dtype = xp.float32 if dtype is None else dtype
     if dtype not in checks.floats(xp):
-        names = ", ".join(f"{xp.__name__}.{name}" for name in checks.FLOATS if hasattr(xp, name))
+        library = xp.__name__.removeprefix("array_api_compat.")
+        names = ", ".join(f"{library}.{name}" for name in checks.FLOATS if hasattr(xp, name))
         raise TypeError(f"dtype must be one of {names}, got {dtype!r}")
 
     def scalar():
@@ -256,26 +257,24 @@ def resize(state, capacity):
 
 def inconsistency(state):
     """Return what is wrong with a state from outside, such as a loaded one, as a clause; None if it is sound."""
-    shapes = {name: tuple(array.shape) for name, array in state._asdict().items()}
-    capacity = shapes["embeddings"][:1]
-    if len(shapes["embeddings"]) != 2 or capacity < (1,):
-        return f"embeddings must have shape (M, D), got {shapes['embeddings']}"
-    for name in ("labels", "ids", "stored_at"):
-        if shapes[name] != capacity:
-            rows = shapes["embeddings"]
-            return f"{name} must have shape {capacity}, one for each of the embeddings {rows}, got {shapes[name]}"
-    for name in ("cursor", "count", "step", "skipped"):
-        if shapes[name] != ():
-            return f"{name} must be a scalar, got shape {shapes[name]}"
     xp, _ = backends.of(state.embeddings)
-    for name, array in state._asdict().items():
-        if name != "embeddings" and not xp.isdtype(array.dtype, "integral"):
-            return f"{name} must be integers, got {array.dtype}"
+    shapes = {name: tuple(array.shape) for name, array in state._asdict().items()}
+    rows = shapes["embeddings"]
+    if len(rows) != 2 or 0 in rows:
+        return f"embeddings must have shape (M, D) with M and D at least 1, got {rows}"
     if state.embeddings.dtype not in checks.floats(xp):
         return f"embeddings must be floating point, got {state.embeddings.dtype}"
+    capacity = rows[0]
+    for name in MemoryState._fields[1:]:
+        expected = (capacity,) if name in Rows._fields else ()
+        if shapes[name] != expected:
+            return f"{name} must have shape {expected} beside embeddings {rows}, got {shapes[name]}"
+        dtype = getattr(state, name).dtype
+        if not xp.isdtype(dtype, "integral"):
+            return f"{name} must be integers, got {dtype}"
     cursor, count, step, skipped = (int(array) for array in state[-4:])
-    if not (0 <= cursor < capacity[0] and 0 <= count <= capacity[0]) or (count < capacity[0] and cursor != count):
-        return f"cursor {cursor} and count {count} are no place in a ring of {capacity[0]} slots"
+    if not (0 <= cursor < capacity and 0 <= count <= capacity) or (count < capacity and cursor != count):
+        return f"cursor {cursor} and count {count} do not belong together in a ring of {capacity} slots"
     if step < 0 or skipped < 0:
         return f"step {step} and skipped {skipped} must be at least 0"
     return None

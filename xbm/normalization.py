@@ -6,9 +6,10 @@ EPS = 1e-6  # rows shorter than this are divided by it instead of by their lengt
 
 
 def normalize(x):
-    """Return `(z, length)`: z = x / max(|x|, EPS) by rows, and the divisor (B, 1).
+    """Return `(z, length)`: z = x / max(|x|, EPS) by rows, and that divisor, (B, 1).
 
-    Lengths are taken relative to a row's largest entry, so that neither huge nor tiny rows overflow.
+    Lengths are taken relative to a row's largest entry, so that no square overflows or vanishes. A length that the
+    dtype cannot hold is reported as half the largest number it can.
     """
     xp = array_namespace(x)
     largest = xp.max(xp.abs(x), axis=1, keepdims=True)
@@ -18,8 +19,7 @@ def normalize(x):
     longest = 0.5 * xp.finfo(x.dtype).max / xp.where(excess > 1, excess, 1.0)
     length = xp.where(largest > longest, longest, largest) * excess
     short = length < EPS  # a NaN is not
-    z = unit * (xp.where(short, largest, EPS) / EPS) / xp.where(short, 1.0, excess)
-    return z, xp.where(short, EPS, length)
+    return xp.where(short, x, unit) / xp.where(short, EPS, excess), xp.where(short, EPS, length)
 
 
 def through_normalize(gradient, z, length):

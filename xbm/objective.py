@@ -1,7 +1,6 @@
 """One training step: normalise, enqueue, compare, and the gradient of it all in closed form."""
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, NamedTuple
 
 from array_api_compat import device as device_of
@@ -11,7 +10,7 @@ from xbm.batch import read
 from xbm.losses import Block, Contrastive, PairLoss
 from xbm.mining import Mined, Miner
 from xbm.pairs import batch_pairs, memory_pairs
-from xbm.scan import Scanned, dense, scan
+from xbm.scan import dense, scan
 
 Array = Any
 
@@ -90,6 +89,7 @@ class Objective:
     copies: str = "exclude"
     on_nonfinite: str = "skip"
     block_rows: int | None = None
+    criterion: PairLoss = field(init=False, repr=False, compare=False)  # the loss over the pairs that the miner selects
 
     def __post_init__(self):
         if not isinstance(self.loss, PairLoss):
@@ -105,13 +105,11 @@ class Objective:
             checks.whole_number("block_rows", self.block_rows, at_least=1)
         if self.loss.needs_cosines and not self.normalize:
             raise ValueError(f"{type(self.loss).__name__} is a function of cosines: it needs normalize=True")
-        if self.miner is not None and not isinstance(self.miner, Miner):
-            raise TypeError(f"miner must be an xbm.Miner, got {self.miner!r} of type {type(self.miner).__name__}")
-
-    @cached_property
-    def criterion(self):
-        """The loss over the pairs that the miner selects."""
-        return self.loss if self.miner is None else Mined(self.loss, self.miner)
+        criterion = self.loss if self.miner is None else Mined(self.loss, self.miner)
+        object.__setattr__(self, "criterion", criterion)
+        # Plain numbers: NumPy's own would widen what they meet.
+        object.__setattr__(self, "weight", float(self.weight))
+        object.__setattr__(self, "warmup", int(self.warmup))
 
     def step(self, state, x, labels, *, ids=None, enqueue=None, keys=None, key_labels=None):
         """Make one training call: store the batch, then compare it with the memory.
@@ -201,15 +199,15 @@ class Objective:
     def _batch_term(self, batch, *, gradient):
         """Compare the batch with itself, or with its keys; the gradient is two-sided."""
         xp, ops = backends.of(batch.z)
-        Z, K = batch.z, batch.stored
-        if not self.in_batch or 0 in (Z.shape[0], K.shape[0]):
-            return _Term.zero(Z, K)
+        Z, V = batch.z, batch.stored
+        if not self.in_batch or 0 in (Z.shape[0], V.shape[0]):
+            return _Term.zero(Z, V)
         key_labels = None if batch.keys is None else batch.stored_labels
         P, N = batch_pairs(batch.labels, key_labels, dtype=Z.dtype)
-        columns, anchors = (xp.arange(rows.shape[0], device=device_of(Z)) for rows in (K, Z))
+        columns, anchors = (xp.arange(rows.shape[0], device=device_of(Z)) for rows in (V, Z))
         with ops.full_precision(Z):
-            value, W = dense(self.criterion, Block(Z @ K.T, P, N, columns, anchors))
-            return _Term(value, W @ K, W.T @ Z) if gradient else _Term(value)
+            value, W = dense(self.criterion, Block(Z @ V.T, P, N, columns, anchors))
+            return _Term(value, W @ V, W.T @ Z) if gradient else _Term(value)
 
     def _memory_term(self, state, batch, own, *, gradient):
         """Compare the batch with the memory; zeros while that warms up. Memory rows are constants."""
@@ -236,8 +234,8 @@ class Objective:
             )
         # Selected, never multiplied by 0: an infinite loss must not reach the warm-up as NaN.
         warm = state.step >= self.warmup
-        found = Scanned(*(None if one is None else xp.where(warm, one, xp.zeros_like(one)) for one in found))
-        return _Term(found.value, found.gradient, pairs=found.pairs)
+        value, dz, pairs_in_use = (None if one is None else xp.where(warm, one, xp.zeros_like(one)) for one in found)
+        return _Term(value, dz, pairs=pairs_in_use)
 
 
 class _Term(NamedTuple):

@@ -114,7 +114,9 @@ class XBM(torch.nn.Module):
 
     @property
     def report(self):
-        """The last training call's figures: a read-only mapping of name to float. Only reading one makes a device wait.
+        """The last training call's figures: a read-only mapping of name to float, live (`dict(xbm.report)` is a copy).
+
+        Only reading a figure makes a device wait.
 
         `batch_loss` and `memory_loss`, the terms as they enter the loss; `fill`, in [0, 1]; `pairs` of anchors and
         memory rows with a non-zero weight; `drift`, mean squared distance between the new and old rows of samples that
@@ -247,29 +249,29 @@ class XBM(torch.nn.Module):
         return super()._apply(keeping_dtype, recurse)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors):
-        """Take a memory of any capacity: its newest rows stay."""
-        found = {name: state_dict[prefix + name] for name in MemoryState._fields if prefix + name in state_dict}
-        missing = [prefix + name for name in MemoryState._fields if name not in found]
-        if missing:
-            if strict:
-                missing_keys += missing
-                names = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
-                unexpected_keys += [prefix + name for name in names if name not in MemoryState._fields]
-            return
-        try:
-            loaded = self._fitted(MemoryState(**found))
-        except ValueError as problem:
-            errors.append(f"The memory was left as it is. The saved one cannot be loaded: {problem}")
-            return
-        state_dict.update({prefix + name: value for name, value in loaded._asdict().items()})
+        """Take a memory of any capacity, its newest rows, and take it whole or not at all."""
+        state_dict, fitted = dict(state_dict), None
+        present = [prefix + name for name in MemoryState._fields if prefix + name in state_dict]
+        saved = [state_dict.pop(key) for key in present]
+        if len(present) == len(MemoryState._fields):
+            try:
+                fitted = self._fitted(MemoryState(*saved))
+            except ValueError as problem:
+                errors.append(f"The memory was left as it is. The saved one cannot be loaded: {problem}")
+        if fitted is not None:
+            state_dict |= zip(present, fitted, strict=True)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
-        self.figures = torch.full((len(REPORT),), torch.nan, device=self.embeddings.device)
+        missing_keys[:] = [key for key in missing_keys if key not in present]
+        if fitted is not None:
+            if self.figures.device != self.embeddings.device:
+                self.figures = torch.empty_like(self.figures, device=self.embeddings.device)
+            self.figures.fill_(torch.nan)
 
     def _fitted(self, saved):
         """Return a saved memory in this one's capacity and dtypes, or raise a ValueError that says why not."""
         for name, value in saved._asdict().items():
-            if not isinstance(value, torch.Tensor) or value.is_meta:
-                raise ValueError(f"{name} must be a tensor with values, got {type(value).__name__} {value!r:.60}")
+            if not isinstance(value, torch.Tensor) or value.is_meta or value.layout != torch.strided:
+                raise ValueError(f"{name} must be a dense tensor with values, got {type(value).__name__} {value!r:.60}")
         problem = memory.inconsistency(saved)
         if problem:
             raise ValueError(problem)

@@ -69,7 +69,7 @@ def test_the_warmup_is_a_quarter_of_the_steps_at_most(options, steps, warmup):
     ("arguments", "sentence"),
     [
         (["--steps", "0"], "0 is not in the range x>=1"),
-        (["--seed", "-1"], "-1 is not in the range x>=0"),
+        (["--seed", "-1"], "-1 is not in the range 0<=x<=4294967295"),
         (["--steps", "many"], "'many' is not a valid integer"),
         (["--out", "taken"], "is a file"),
         (["--out", "taken/below"], "cannot write into taken/below: Not a directory"),
@@ -84,6 +84,13 @@ def test_refuses_with_a_sentence(arguments, sentence, tmp_path, monkeypatch):
     assert sentence in result.output
     assert "Traceback" not in result.output
     assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_the_folders_own_files_are_left_alone(tmp_path):
+    mine = tmp_path / ".writable"
+    mine.write_text("mine")
+    assert CliRunner().invoke(main, ["demo", "--quick", "--steps", "1", "--out", str(tmp_path)]).exit_code == 0
+    assert mine.read_text() == "mine"
 
 
 def test_without_its_packages_the_command_says_what_to_install():

@@ -213,11 +213,11 @@ def test_capacity_may_change_on_load(calls, capacity, larger, seed):
         ({"labels": torch.zeros(8)}, "labels must be integers, got torch.float32"),
         ({"embeddings": torch.zeros(8, 4, dtype=torch.int64)}, "embeddings must be floating point"),
         ({"embeddings": torch.full((8, 4), 1e300, dtype=torch.float64)}, "not finite in torch.float32"),
-        ({"embeddings": torch.zeros(8, 4, device="meta")}, "embeddings must be a tensor with values"),
+        ({"embeddings": torch.zeros(8, 4, device="meta")}, "embeddings must be a dense tensor with values"),
         ({"step": torch.tensor(-1)}, "step -1 and skipped 0 must be at least 0"),
-        ({"count": 8}, "count must be a tensor with values, got int 8"),
-        ({"cursor": torch.tensor(11)}, "cursor 11 and count 0 are no place in a ring of 8 slots"),
-        ({"count": torch.tensor([1])}, "count must be a scalar"),
+        ({"count": 8}, "count must be a dense tensor with values, got int 8"),
+        ({"cursor": torch.tensor(11)}, "cursor 11 and count 0 do not belong together in a ring of 8 slots"),
+        ({"count": torch.tensor([1])}, "count must have shape \\(\\)"),
     ],
 )
 def test_unsound_checkpoints_are_refused(change, sentence):
@@ -258,6 +258,35 @@ def test_loading_keeps_the_dtypes():
     module.load_state_dict(state | {"labels": state["labels"].int()}, assign=True)
     assert (module.embeddings.dtype, module.labels.dtype) == (torch.bfloat16, torch.int64)
     assert torch.equal(module.rows().ids, ids)
+
+
+class Scaled(XBM):
+    """A subclass with a parameter of its own."""
+
+    def __init__(self, *options):
+        super().__init__(*options)
+        self.scale = torch.nn.Parameter(torch.zeros(1))
+        self.head = torch.nn.Linear(1, 1)
+
+
+@pytest.mark.parametrize("change", [{"labels": None}, {"labels": torch.zeros(3)}])
+def test_what_a_subclass_adds_is_loaded_without_the_memory(change):
+    saved, module = Scaled(4, 8), Scaled(4, 8)
+    torch.nn.init.ones_(saved.scale)
+    state = {name: value for name, value in (saved.state_dict() | change).items() if value is not None}
+    with pytest.raises(RuntimeError) as refusal:
+        module.load_state_dict(state)
+    assert "Unexpected" not in str(refusal.value)
+    assert "scale" not in str(refusal.value)
+    assert module.scale.item() == 1
+
+
+def test_training_goes_on_after_loading_in_inference_mode():
+    module = XBM(4, 8)
+    with torch.inference_mode():
+        module.load_state_dict(XBM(4, 8).state_dict())
+    x, labels, _ = next(numbers(0, 1))
+    assert torch.isfinite(module(x, labels))
 
 
 def test_memory_inside_a_model_is_saved_with_it_and_absent_from_the_encoder():

@@ -1,6 +1,7 @@
 """The command line."""
 
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import click
 from rich.console import Console
@@ -16,7 +17,7 @@ def main():
 
 
 @main.command()
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights and batches.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of weights and batches.")
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
@@ -37,8 +38,7 @@ def demo(seed, steps, out, quick):
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / ".writable").touch()
-        (out / ".writable").unlink()
+        TemporaryFile(dir=out).close()
     except OSError as error:
         raise click.BadParameter(f"cannot write into {out}: {error.strerror}", param_hint="--out") from error
     from xbm.experiments.demo import run  # imports torch: seconds that --help need not wait for

@@ -8,9 +8,9 @@ from xbm import metrics
 from xbm.experiments.networks import conv_net
 from xbm.experiments.report import SHOWN, Run
 from xbm.integrations.torch import XBM
+from xbm.objective import REPORT
 from xbm.sampling import PKSampler
 
-FIGURES = ("batch_loss", "memory_loss", "fill", "pairs", "drift", "drift_age")
 READ_EVERY = 10  # steps between two readings of the figures
 EMBED_ROWS = 1024  # pictures embedded at a time
 
@@ -45,7 +45,7 @@ def train(plan, train_set, test_set, *, memory, on_step=None):
 
     embeddings, found = retrieval(encoder, test_set)
     recall_steps, recall = [0], [found.recall[1]]
-    figures_steps, figures = [], {name: [] for name in FIGURES}
+    figures_steps, figures = [], {name: [] for name in REPORT}
     seconds = 0.0
     for step, rows in enumerate(sampler, start=1):
         started = time.perf_counter()
