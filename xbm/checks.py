@@ -9,6 +9,8 @@ from numbers import Integral, Real
 
 from array_api_compat import array_namespace, device, is_array_api_obj
 
+from xbm import backends
+
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -46,7 +48,7 @@ def choice(name, value, accepted):
 def same_library(name, array, like):
     """Refuse what is no array, or an array of another library or on another device than `like`."""
     xp = array_namespace(like)
-    library = xp.__name__.removeprefix("array_api_compat.").split(".")[0]
+    library = backends.library(xp)
     if not is_array_api_obj(array):
         raise TypeError(f"{name} must be an array of {library}, got {type(array).__name__}")
     if array_namespace(array) is not xp:

@@ -72,8 +72,7 @@ def init(*, capacity, dim, dtype=None, device=None, xp=numpy_namespace):
     checks.whole_number("dim", dim, at_least=1)
     dtype = xp.float32 if dtype is None else dtype
     if dtype not in checks.floats(xp):
-        library = xp.__name__.removeprefix("array_api_compat.")
-        names = ", ".join(f"{library}.{name}" for name in checks.FLOATS if hasattr(xp, name))
+        names = ", ".join(f"{backends.library(xp)}.{name}" for name in checks.FLOATS if hasattr(xp, name))
         raise TypeError(f"dtype must be one of {names}, got {dtype!r}")
 
     def scalar():
@@ -219,10 +218,7 @@ def advance(state):
 
 def clear(state):
     """Return the memory without its rows; `step` and `skipped` count on."""
-    xp, _ = backends.of(state.embeddings)
-    capacity, dim = state.embeddings.shape
-    empty = init(capacity=capacity, dim=dim, dtype=state.embeddings.dtype, device=device_of(state.embeddings), xp=xp)
-    return empty._replace(step=state.step, skipped=state.skipped)
+    return _emptied(state, state.labels.shape[0])
 
 
 def rows(state):
@@ -238,21 +234,25 @@ def resize(state, capacity):
     """Return a memory of another capacity with the newest rows that fit, in the same order."""
     xp, _ = backends.of(state.embeddings)
     checks.whole_number("capacity", capacity, at_least=1)
-    device, dim = device_of(state.embeddings), state.embeddings.shape[1]
     kept = Rows(*(column[max(0, int(state.count) - capacity) :, ...] for column in rows(state)))
     count = kept.labels.shape[0]
-    empty = init(capacity=capacity, dim=dim, dtype=state.embeddings.dtype, device=device, xp=xp)
+    empty = _emptied(state, capacity)
 
     def scalar(value):
-        return xp.asarray(value, dtype=xp.int64, device=device)
+        return xp.asarray(value, dtype=xp.int64, device=device_of(state.embeddings))
 
-    return MemoryState(
-        *(xp.concat([filled, blank[count:, ...]]) for filled, blank in zip(kept, empty, strict=False)),
-        cursor=scalar(count % capacity),
-        count=scalar(count),
-        step=state.step,
-        skipped=state.skipped,
+    columns = (xp.concat([filled, blank[count:, ...]]) for filled, blank in zip(kept, empty, strict=False))
+    return empty._replace(
+        **dict(zip(Rows._fields, columns, strict=True)), cursor=scalar(count % capacity), count=scalar(count)
     )
+
+
+def _emptied(state, capacity):
+    """Return a memory like `state` of some capacity without rows; `step` and `skipped` count on."""
+    V = state.embeddings
+    xp, _ = backends.of(V)
+    empty = init(capacity=capacity, dim=V.shape[1], dtype=V.dtype, device=device_of(V), xp=xp)
+    return empty._replace(step=state.step, skipped=state.skipped)
 
 
 def inconsistency(state):

@@ -214,7 +214,7 @@ class Objective:
         xp, ops = backends.of(batch.z)
         step, count = ops.known(state.step), ops.known(state.count)
         if self.weight == 0 or count == 0 or (step is not None and step < self.warmup):
-            return _Term.zero(batch.z, batch.z)
+            return _Term.zero(batch.z)
 
         def pairs(slots, columns):
             ids = batch.ids if self.copies == "exclude" else None
@@ -247,7 +247,7 @@ class _Term(NamedTuple):
     pairs: Array | None = None  # () pairs with a non-zero weight
 
     @classmethod
-    def zero(cls, z, k):
+    def zero(cls, z, k=None):
         xp, _ = backends.of(z)
         pairs = xp.zeros((), dtype=z.dtype, device=device_of(z))
-        return cls(xp.zeros_like(z[:, 0]), xp.zeros_like(z), xp.zeros_like(k), pairs)
+        return cls(xp.zeros_like(z[:, 0]), xp.zeros_like(z), None if k is None else xp.zeros_like(k), pairs)

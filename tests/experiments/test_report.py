@@ -16,7 +16,7 @@ pytest.importorskip("matplotlib", reason="the demo's libraries are not installed
 import matplotlib
 from PIL import Image
 
-from xbm.experiments import charts, report
+from xbm.experiments import charts, files, report
 
 STEPS = np.arange(0, 200, 2)
 WARMUP = 40
@@ -315,7 +315,7 @@ def test_a_failing_disk_leaves_what_was_there(tmp_path, monkeypatch, failing):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(report.os, failing, fail)
+    monkeypatch.setattr(files.os, failing, fail)
     with pytest.raises(OSError, match="disk full"):
         write(path, bare(*PAIR))
     assert path.read_text() == "old"

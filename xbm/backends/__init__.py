@@ -35,12 +35,16 @@ def of(array):
         If it is no array.
     """
     xp = array_namespace(array)
-    return xp, operations(xp.__name__)
+    return xp, operations(xp)
+
+
+def library(xp):
+    """Return the name of the library whose namespace is `xp`, such as "numpy"."""
+    return xp.__name__.removeprefix("array_api_compat.").split(".")[0]
 
 
 @cache
-def operations(namespace):
-    """Return the module with the operations of the library whose namespace is called `namespace`."""
-    library = namespace.removeprefix("array_api_compat.").split(".")[0]
-    name = f"{__name__}.{library}"
+def operations(xp):
+    """Return the module with the operations of the library whose namespace is `xp`."""
+    name = f"{__name__}.{library(xp)}"
     return import_module(name if find_spec(name) else f"{__name__}.standard")

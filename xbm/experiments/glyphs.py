@@ -6,7 +6,6 @@ split in two they ask for zero-shot retrieval, by which metric learning is judge
 """
 
 import hashlib
-import os
 import unicodedata
 import warnings
 from functools import cache as cached
@@ -20,6 +19,8 @@ from filelock import FileLock
 from fontTools.ttLib import TTFont
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from platformdirs import user_cache_path
+
+from xbm.experiments.files import written_whole
 
 # What is drawn. All constants in capitals are part of the cache file's name: change one, and it is made anew.
 VERSION = 1  # raise it when the code below changes what is drawn
@@ -252,13 +253,5 @@ def _read(file):
 
 
 def _write(glyphs, file):
-    """Write a cache file whole or not at all. Whoever holds the lock owns the temporary name."""
-    temporary = file.with_suffix(".tmp")
-    try:
-        with temporary.open("wb") as handle:
-            np.savez(handle, **glyphs._asdict() | {"characters": np.array(glyphs.characters)})
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(file, temporary=file.with_suffix(".tmp")) as handle:
+        np.savez(handle, **glyphs._asdict() | {"characters": np.array(glyphs.characters)})

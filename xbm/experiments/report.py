@@ -5,7 +5,6 @@ Numbers and pictures are made here and in `charts`, words and looks are in `repo
 
 import base64
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -17,6 +16,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from xbm.experiments import charts
+from xbm.experiments.files import written_whole
 
 SHOWN = 10  # neighbours of a query
 SPRITES = 16  # images side by side in the picture that holds all of them
@@ -79,7 +79,9 @@ def write(path, runs, *, images, labels, queries, settings, warmup):
                 "images, labels and neighbours must have a row per test image, got shapes "
                 f"{images.shape}, {labels.shape} and, for {run.name!r}, {np.shape(run.neighbours)}"
             )
-    _replace(path, _page(runs, images, labels, queries, settings, warmup))
+    page = _page(runs, images, labels, queries, settings, warmup)
+    with written_whole(path) as file:
+        file.write(page.encode())
 
 
 def _page(runs, images, labels, queries, settings, warmup):
@@ -149,16 +151,3 @@ def _sprites(images):
     file = io.BytesIO()
     Image.merge("LA", (Image.new("L", ink.size), ink)).save(file, "PNG", optimize=True)
     return Markup("data:image/png;base64," + base64.b64encode(file.getvalue()).decode())
-
-
-def _replace(path, text):
-    """Write a file under a temporary name beside it, then put it in place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
