@@ -64,14 +64,23 @@ def test_fold_visits_every_row_once(backend, rows, size, limit):
         np.testing.assert_array_equal(again, block)
 
 
-@given(rows=matrices, anchors=st.integers(0, 4), share=st.sampled_from([0.0, 0.1, 0.5, 1.0]), seed=st.integers(0, 99))
-def test_weights_are_applied_whatever_their_share(backend, rows, anchors, share, seed):
-    rng = np.random.default_rng(seed)
-    weights = rng.normal(size=(anchors, len(rows))) * (rng.random(len(rows)) < share)
-    array = backend.array(weights)
+@given(mask=hnp.arrays(np.bool_, st.integers(1, 40)))
+def test_few_are_all_of_them_or_not_told(backend, mask):
+    array = backend.array(mask)
     _, ops = backends.of(array)
-    found = ops.apply_weights(array, backend.array(rows))
-    np.testing.assert_allclose(backend.numpy(found), weights @ rows, atol=1e-12)
+    found = ops.few(array)
+    if found is not None:
+        found = backend.numpy(found).tolist()
+        assert found == (np.flatnonzero(mask).tolist() or [0])
+        assert len(found) <= max(1, len(mask) / 4)
+
+
+@given(x=matrices)
+def test_what_is_positive(backend, x):
+    x = np.concatenate([x, np.zeros_like(x[:1]), -x])
+    array = backend.array(x)
+    _, ops = backends.of(array)
+    np.testing.assert_array_equal(backend.numpy(ops.is_positive(array)), (x > 0).astype(x.dtype))
 
 
 def test_a_known_scalar_is_its_value(backend):

@@ -9,14 +9,13 @@ from hypothesis import strategies as st
 
 import xbm
 from tests import oracle
-from tests.pair_losses import BatchHard, Similar
+from tests.pair_losses import NTXent
 from tests.strategies import capacities, histories
 from tests.test_memory import assert_same_state, snapshot
 from xbm import Block
 from xbm.normalization import normalize, through_normalize
 from xbm.objective import REPORT
 from xbm.pairs import batch_pairs
-from xbm.scan import dense
 
 
 def keywords(backend, **given_ones):
@@ -197,7 +196,7 @@ def test_memory_that_holds_the_batch_has_its_value_and_the_anchors_gradient(back
     z = oracle.normalize(backend.numpy(x))
     P, N = batch_pairs(labels, dtype=backend.xp.float64)
     arange = backend.array(np.arange(size))
-    _, W = dense(alone.loss, Block(backend.array(z @ z.T), P, N, arange, arange))
+    _, W = alone.loss.whole(Block(backend.array(z @ z.T), P, N, arange, arange))
     half = backend.array(backend.numpy(W) @ z / size)
     expected = through_normalize(half, *normalize(x))
     np.testing.assert_allclose(backend.numpy(result.gradient), backend.numpy(expected), atol=1e-12)
@@ -390,11 +389,13 @@ def test_report(backend):
         ({"normalize": 1}, TypeError, "normalize must be True or False, got 1"),
         ({"in_batch": None}, TypeError, "in_batch must be True or False"),
         ({"block_rows": 0}, ValueError, "block_rows must be at least 1"),
-        ({"loss": "contrastive"}, TypeError, r"loss must be an xbm.PairLoss, such as .*got 'contrastive'"),
-        ({"loss": None}, TypeError, r"such as xbm.Contrastive\(\)"),
-        ({"miner": "hard"}, TypeError, "miner must be an xbm.Miner, got 'hard'"),
-        ({"loss": BatchHard(), "normalize": False}, ValueError, "BatchHard is a function of cosines"),
-        ({"loss": BatchHard(), "miner": Similar(), "normalize": False}, ValueError, "function of cosines"),
+        ({"loss": "contrastiv"}, ValueError, "loss must be one of the names 'contrastive', .*got 'contrastiv'"),
+        ({"loss": None}, TypeError, "such as a PairLoss, or a callable, got None"),
+        ({"loss": xbm.Contrastive}, TypeError, "or a callable, got <class"),
+        ({"miner": "hard"}, ValueError, "miner must be one of the names 'multi-similarity', .*got 'hard'"),
+        ({"miner": 3}, TypeError, "an xbm.Miner or None, got 3"),
+        ({"loss": NTXent(), "normalize": False}, ValueError, "NTXent is a function of cosines"),
+        ({"loss": NTXent(), "miner": "multi-similarity", "normalize": False}, ValueError, "function of cosines"),
     ],
 )
 def test_objective_refuses(options, error, sentence):

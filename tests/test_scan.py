@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.oracle import contrastive, gradient
 from tests.pair_losses import LOSSES
 from xbm import Block, Contrastive, LogSumExp, Sum, TopK
-from xbm.scan import dense, scan
+from xbm.scan import scan
 
 THRESHOLDS = (0.8, 0.5, 0.3)
 
@@ -36,10 +36,10 @@ def block_of(backend, S, P, N):
 @given(drawn=rows_of_pairs())
 def test_weights_are_the_values_derivative(backend, loss, drawn):
     S, P, N = drawn
-    _, W = dense(loss, block_of(backend, S, P, N))
+    _, W = loss.whole(block_of(backend, S, P, N))
 
     def value(S):
-        return float(backend.numpy(dense(loss, block_of(backend, S, P, N))[0]).sum())
+        return float(backend.numpy(loss.whole(block_of(backend, S, P, N))[0]).sum())
 
     # Steps as wide as rows of similarities are apart from each other and from thresholds.
     np.testing.assert_allclose(backend.numpy(W), gradient(value, S, step=1e-5), atol=1e-6)
@@ -52,18 +52,22 @@ def test_any_block_size_is_one_block(backend, loss, drawn, block_rows, seed):
     rng = np.random.default_rng(seed)
     z, V = rng.normal(size=(len(P), 5)), rng.normal(size=(P.shape[1], 5))
     z, V = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (z, V))
-    value, W = dense(loss, block_of(backend, z @ V.T, P, N))
+    value, W = loss.whole(block_of(backend, z @ V.T, P, N))
     all_pairs = backend.array(np.stack([P.T, N.T], axis=1))
 
-    def pairs(slots, columns):
-        return columns[0][:, 0, :].T, columns[0][:, 1, :].T
+    class Drawn:
+        def between(self, slots, both):
+            return both[:, 0, :].T, both[:, 1, :].T
 
-    found = scan(loss, backend.array(z), backend.array(V), (all_pairs,), pairs, block_rows=block_rows)
+        def some_positive(self, both):
+            return backend.xp.any(both[:, 0, :] > 0, axis=1)
+
+    found = scan(loss, backend.array(z), backend.array(V), (all_pairs,), Drawn(), block_rows=block_rows)
     np.testing.assert_allclose(backend.numpy(found.value), backend.numpy(value), rtol=1e-12, atol=1e-14)
     expected = backend.numpy(W)
     np.testing.assert_allclose(backend.numpy(found.gradient), expected @ V, rtol=1e-9, atol=1e-12)
     assert int(found.pairs) == np.count_nonzero(expected)
-    plain = scan(loss, backend.array(z), backend.array(V), (all_pairs,), pairs, block_rows=block_rows, gradient=False)
+    plain = scan(loss, backend.array(z), backend.array(V), (all_pairs,), Drawn(), block_rows=block_rows, gradient=False)
     np.testing.assert_array_equal(backend.numpy(plain.value), backend.numpy(found.value))
     assert plain.gradient is None
 
@@ -72,8 +76,8 @@ def test_any_block_size_is_one_block(backend, loss, drawn, block_rows, seed):
 @given(drawn=rows_of_pairs(), seed=st.integers(0, 1000))
 def test_order_of_rows_changes_nothing(backend, loss, drawn, seed):
     shuffled = np.random.default_rng(seed).permutation(drawn[0].shape[1])
-    value, W = dense(loss, block_of(backend, *drawn))
-    again, W_again = dense(loss, block_of(backend, *(one[:, shuffled] for one in drawn)))
+    value, W = loss.whole(block_of(backend, *drawn))
+    again, W_again = loss.whole(block_of(backend, *(one[:, shuffled] for one in drawn)))
     np.testing.assert_allclose(backend.numpy(again), backend.numpy(value), rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(backend.numpy(W_again), backend.numpy(W)[:, shuffled], rtol=1e-9, atol=1e-14)
 
@@ -83,7 +87,7 @@ def test_order_of_rows_changes_nothing(backend, loss, drawn, seed):
 def test_rows_without_pairs_are_finite(backend, loss, kinds):
     S = np.asarray([[0.9, 0.2, -0.4]])
     P, N = (np.ones_like(S) if kinds == kind else np.zeros_like(S) for kind in ("positives", "negatives"))
-    value, W = dense(loss, block_of(backend, S, P, N))
+    value, W = loss.whole(block_of(backend, S, P, N))
     assert np.all(np.isfinite(backend.numpy(value)))
     assert np.all(np.isfinite(backend.numpy(W)))
     if kinds == "none":
@@ -94,14 +98,14 @@ def test_rows_without_pairs_are_finite(backend, loss, kinds):
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @given(drawn=rows_of_pairs())
 def test_contrastive_is_its_formula(backend, reduction, drawn):
-    value, _ = dense(Contrastive(reduction=reduction), block_of(backend, *drawn))
+    value, _ = Contrastive(reduction=reduction).whole(block_of(backend, *drawn))
     expected = [contrastive(*row, reduction=reduction) for row in zip(*drawn, strict=True)]
     np.testing.assert_allclose(backend.numpy(value), expected, rtol=1e-12)
 
 
 def test_contrastive_at_its_margins(backend):
     S, P, N = np.asarray([[1.0, 0.5, 0.5]]), np.asarray([[1.0, 0.0, 0.0]]), np.asarray([[0.0, 1.0, 1.0]])
-    value, W = dense(Contrastive(), block_of(backend, S, P, N))
+    value, W = Contrastive().whole(block_of(backend, S, P, N))
     assert float(value[0]) == 0
     assert not np.any(backend.numpy(W))
 

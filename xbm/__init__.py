@@ -5,9 +5,18 @@ each framework. Importing `xbm` imports no framework.
 """
 
 from xbm import drift
-from xbm.losses import Block, Contrastive, PairLoss, SidedPairLoss
+from xbm.losses import (
+    BatchHardTriplet,
+    Block,
+    Contrastive,
+    MultiSimilarity,
+    PairLoss,
+    RowLoss,
+    SidedPairLoss,
+    SupCon,
+)
 from xbm.memory import MemoryState, Rows, advance, clear, enqueue, init, resize, rows
-from xbm.mining import Mined, Miner
+from xbm.mining import Miner, MultiSimilarityMiner
 from xbm.objective import REPORT, Objective, Step
 from xbm.reductions import LogSumExp, Sum, TopK
 
@@ -15,18 +24,22 @@ __version__ = "0.1.0"
 
 __all__ = [
     "REPORT",
+    "BatchHardTriplet",
     "Block",
     "Contrastive",
     "LogSumExp",
     "MemoryState",
-    "Mined",
     "Miner",
+    "MultiSimilarity",
+    "MultiSimilarityMiner",
     "Objective",
     "PairLoss",
+    "RowLoss",
     "Rows",
     "SidedPairLoss",
     "Step",
     "Sum",
+    "SupCon",
     "TopK",
     "advance",
     "clear",

@@ -29,7 +29,7 @@ class Batch(NamedTuple):
     keys: Side | None
     labels: Array  # (B,) int64
     stored_labels: Array  # (B,) int64, or (K,) of the keys
-    ids: Array | None  # (B,) int64
+    ids: Array | None  # (B,) int64, -1 = none
 
     @property
     def z(self):
@@ -78,5 +78,5 @@ def read(state, x, labels, *, ids=None, keys=None, key_labels=None, enqueue=None
         keys=None if keys is None else side(keys),
         labels=exact(labels),
         stored_labels=exact(stored_labels),
-        ids=None if ids is None else exact(ids),
+        ids=None if ids is None else xp.clip(exact(ids), min=-1),
     )

@@ -7,9 +7,8 @@ shapes, devices), so no check waits for a device or breaks a compiler.
 from math import isfinite
 from numbers import Integral, Real
 
-from array_api_compat import array_namespace, device, is_array_api_obj
-
 from xbm import backends
+from xbm.backends import array_namespace
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 
@@ -23,13 +22,21 @@ def whole_number(name, value, *, at_least):
 
 
 def number(name, value, *, at_least=None):
-    """Refuse anything but a finite real number, of at least `at_least` if that is given."""
+    """Return a finite real number, of at least `at_least` if that is given, as a float, or refuse it."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
     if not isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value}")
     if at_least is not None and value < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {value}")
+    return float(value)
+
+
+def positive(name, value):
+    """Return a finite real number above 0 as a float, or refuse it."""
+    if number(name, value) <= 0:
+        raise ValueError(f"{name} must be above 0, got {value}")
+    return float(value)
 
 
 def flag(name, value):
@@ -47,16 +54,17 @@ def choice(name, value, accepted):
 
 def same_library(name, array, like):
     """Refuse what is no array, or an array of another library or on another device than `like`."""
-    xp = array_namespace(like)
+    xp, got = array_namespace(like), type(array)
     library = backends.library(xp)
-    if not is_array_api_obj(array):
-        raise TypeError(f"{name} must be an array of {library}, got {type(array).__name__}")
-    if array_namespace(array) is not xp:
-        got = type(array)
+    try:
+        other = array_namespace(array)
+    except TypeError:
+        raise TypeError(f"{name} must be an array of {library}, got {got.__name__}") from None
+    if other is not xp:
         raise TypeError(f"{name} must be an array of {library}, got a {got.__module__}.{got.__name__}")
-    if device(array) != device(like):
+    if array.device != like.device:
         raise ValueError(
-            f"{name} of shape {tuple(array.shape)} are on device {device(array)}, what they meet is on {device(like)}: "
+            f"{name} of shape {tuple(array.shape)} are on device {array.device}, what they meet is on {like.device}: "
             f"move one of them"
         )
 

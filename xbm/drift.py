@@ -1,14 +1,13 @@
-"""Drift: how far a row has moved since it was stored.
+"""Drift: how far a row has moved since it was stored, D(x, t; dt) = |f(x; theta_t) - f(x; theta_{t-dt})|^2.
 
-When a sample comes back, the memory still holds its old row: the distance between the two is the slow drift of
-the XBM paper, D(x, t; dt) = |f(x; theta_t) - f(x; theta_{t-dt})|^2, measured without one extra forward pass.
+`Probe` measures it as the XBM paper does, on a fixed set of samples embedded again and again. `returning` measures it
+without one extra forward pass: when a sample comes back, the memory still holds its old row.
 """
 
 from typing import Any, NamedTuple
 
-from array_api_compat import device as device_of
-
 from xbm import backends, checks
+from xbm.normalization import normalize as unit
 
 Array = Any
 
@@ -54,8 +53,8 @@ def returning(state, embeddings, ids):
     """
     checks.embeddings("embeddings", embeddings, state.embeddings)
     checks.integers("ids", ids, embeddings, state.embeddings)
-    xp, _ = backends.of(state.embeddings)
-    device = device_of(state.embeddings)
+    xp, ops = backends.of(state.embeddings)
+    device = state.embeddings.device
     capacity, batch = state.ids.shape[0], embeddings.shape[0]
     if batch == 0:
         nothing = xp.full((), xp.nan, dtype=embeddings.dtype, device=device)
@@ -65,11 +64,12 @@ def returning(state, embeddings, ids):
     ours = xp.take(ids, order)
     newest_first = xp.remainder(state.cursor - 1 - xp.arange(capacity, dtype=xp.int64, device=device), capacity)
     theirs = xp.take(state.ids, newest_first)
-    place = xp.clip(xp.searchsorted(ours, theirs), max=batch - 1)
+    place = xp.searchsorted(ours, theirs)
+    place = xp.where(place < batch, place, 0)
     hit = (xp.take(ours, place) == theirs) & (theirs >= 0)
 
     # The n-th hit is where the running count of hits reaches n: fixed shapes, and no sort of M numbers.
-    found = xp.cumulative_sum(xp.astype(hit, xp.int64))
+    found = ops.running_count(hit)
     nth = xp.searchsorted(found, xp.arange(1, min(batch, capacity) + 1, dtype=xp.int64, device=device))
     valid = nth < capacity
     nth = xp.clip(nth, max=capacity - 1)
@@ -87,3 +87,119 @@ def returning(state, embeddings, ids):
         return xp.where(n > 0, xp.sum(xp.where(valid, x, 0.0)) / xp.where(n > 0, n, 1.0), xp.nan)
 
     return Drift(mean(distance), mean(age))
+
+
+def between(old, new, *, normalize=True):
+    """Return the mean squared distance between two embeddings of the same samples, in [0, 4] for unit rows.
+
+    Parameters
+    ----------
+    old, new : (n, D) floating point
+        Row i of either is of the same sample.
+    normalize : bool
+        Compare x / max(|x|, 1e-6), as the memory stores them, or x itself.
+
+    Returns
+    -------
+    () floating point
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the two are not rows of one library, device and shape.
+
+    Examples
+    --------
+    >>> import numpy as np, xbm
+    >>> old, new = np.asarray([[1.0, 0.0], [0.0, 1.0]]), np.asarray([[0.0, 3.0], [0.0, 2.0]])
+    >>> float(xbm.drift.between(old, new))
+    1.0
+    """
+    checks.flag("normalize", normalize)
+    checks.embeddings("new", new, old)
+    if new.shape != old.shape:
+        raise ValueError(f"old and new must hold the same samples, got {tuple(old.shape)} and {tuple(new.shape)}")
+    xp, ops = backends.of(new)
+    dtype = xp.float64 if xp.float64 in (old.dtype, new.dtype) else xp.float32
+    old, new = (xp.astype(ops.stop_gradient(rows), dtype, copy=False) for rows in (old, new))
+    if normalize:
+        (old, _), (new, _) = unit(old), unit(new)
+    return xp.mean(xp.sum((new - old) ** 2, axis=1))
+
+
+class Probe:
+    """The slow drift over a training run: mean D(x, t; dt) of a fixed probe set, for several dt.
+
+    It wants embeddings at the steps that are `due`, and keeps them only while a later step needs them.
+
+    Parameters
+    ----------
+    apart : sequence of int
+        The dt, in training steps, each at least 1.
+    every : int
+        Steps between two readings: t is a multiple of it.
+    past : mapping of int to (n, D), optional
+        `past` of a probe that was saved, to go on from there.
+
+    Attributes
+    ----------
+    past : dict of int to (n, D)
+        Step to the probe set's embeddings then, as far as still needed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is no int or below 1.
+
+    Examples
+    --------
+    >>> import numpy as np, xbm
+    >>> probe = xbm.drift.Probe(apart=(1, 2), every=4)
+    >>> for step in range(9):
+    ...     if probe.due(step):
+    ...         turned = np.asarray([[np.cos(step / 10), np.sin(step / 10)]])
+    ...         found = probe.record(step, turned)
+    >>> {apart: round(D, 4) for apart, D in found.items()}  # steps 7 and 6 against step 8
+    {1: 0.01, 2: 0.0399}
+
+    References
+    ----------
+    Wang, Zhang, Huang, Scott, "Cross-Batch Memory for Embedding Learning", CVPR 2020, section 3.1.
+    """
+
+    def __init__(self, *, apart=(10, 100, 1000), every=100, past=None):
+        for name, value in (*(("apart", one) for one in apart), ("every", every)):
+            checks.whole_number(name, value, at_least=1)
+        self.apart, self.every = tuple(apart), every
+        self.past = dict(past or {})
+
+    def due(self, step):
+        """Tell whether the embeddings of this step are wanted: for a reading at it, or at a later one."""
+        return step % self.every == 0 or any(self._reading_needs(step, apart) for apart in self.apart)
+
+    def record(self, step, embeddings):
+        """Take the probe set's embeddings at a step that is due; return {dt: mean D} as far as it can be known.
+
+        Empty unless the step is a multiple of `every`. Reading the distances makes a device wait.
+
+        Parameters
+        ----------
+        step : int
+            Training steps so far; each call's is larger than the last's.
+        embeddings : (n, D) floating point
+            The same samples in the same order each time, the encoder in evaluation mode.
+        """
+        found = {}
+        if step % self.every == 0:
+            old = {apart: self.past[step - apart] for apart in self.apart if step - apart in self.past}
+            found = {apart: float(between(rows, embeddings)) for apart, rows in old.items()}
+        _, ops = backends.of(embeddings)
+        self.past[step] = ops.stop_gradient(embeddings)
+        self.past = {then: rows for then, rows in self.past.items() if self._needed_after(then, step)}
+        return found
+
+    def _reading_needs(self, then, apart):
+        return (then + apart) % self.every == 0
+
+    def _needed_after(self, then, now):
+        return any(then + apart > now and self._reading_needs(then, apart) for apart in self.apart)

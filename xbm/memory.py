@@ -11,7 +11,6 @@ and the slots written by one call follow each other round the ring from the curs
 from typing import Any, NamedTuple
 
 import array_api_compat.numpy as numpy_namespace
-from array_api_compat import device as device_of
 
 from xbm import backends, checks
 
@@ -166,18 +165,17 @@ def storable(state, embeddings, *, mask=None, on_nonfinite="skip"):
 
 def own_slots(state, keep):
     """Return (B,) the slot each row of a batch will own once `write` has stored it; -1 where it owns none."""
-    xp, _ = backends.of(state.embeddings)
+    xp, ops = backends.of(state.embeddings)
     capacity = state.embeddings.shape[0]
-    kept = xp.astype(keep, xp.int64)
-    rank = xp.cumulative_sum(kept) - 1
-    stays = keep & (rank >= xp.sum(kept) - capacity)
+    rank = ops.running_count(keep) - 1
+    stays = keep & (rank >= xp.sum(xp.astype(keep, xp.int64)) - capacity)
     return xp.where(stays, xp.remainder(state.cursor + rank, capacity), -1)
 
 
 def write(state, embeddings, labels, ids, keep, bad, *, age=0):
     """Store the rows where `keep` is True; count those where `bad` is. For batches already checked."""
     xp, ops = backends.of(state.embeddings)
-    device = device_of(state.embeddings)
+    device = state.embeddings.device
     capacity, batch = state.embeddings.shape[0], embeddings.shape[0]
     run = min(capacity, batch)
     kept = xp.sum(xp.astype(keep, xp.int64))
@@ -225,7 +223,7 @@ def rows(state):
     """Return the filled rows, oldest first, as copies. Their number depends on the state: not for compilers."""
     xp, _ = backends.of(state.embeddings)
     capacity, count = state.embeddings.shape[0], int(state.count)
-    age_rank = xp.arange(count, dtype=xp.int64, device=device_of(state.embeddings))
+    age_rank = xp.arange(count, dtype=xp.int64, device=state.embeddings.device)
     slots = xp.remainder(state.cursor - count + age_rank, capacity)
     return Rows(*(xp.take(column, slots, axis=0) for column in state[: len(Rows._fields)]))
 
@@ -239,7 +237,7 @@ def resize(state, capacity):
     empty = _emptied(state, capacity)
 
     def scalar(value):
-        return xp.asarray(value, dtype=xp.int64, device=device_of(state.embeddings))
+        return xp.asarray(value, dtype=xp.int64, device=state.embeddings.device)
 
     columns = (xp.concat([filled, blank[count:, ...]]) for filled, blank in zip(kept, empty, strict=False))
     return empty._replace(
@@ -251,7 +249,7 @@ def _emptied(state, capacity):
     """Return a memory like `state` of some capacity without rows; `step` and `skipped` count on."""
     V = state.embeddings
     xp, _ = backends.of(V)
-    empty = init(capacity=capacity, dim=V.shape[1], dtype=V.dtype, device=device_of(V), xp=xp)
+    empty = init(capacity=capacity, dim=V.shape[1], dtype=V.dtype, device=V.device, xp=xp)
     return empty._replace(step=state.step, skipped=state.skipped)
 
 

@@ -1,6 +1,6 @@
 """Rows of unit length, and the gradient through them in closed form."""
 
-from array_api_compat import array_namespace
+from xbm.backends import array_namespace
 
 EPS = 1e-6  # rows shorter than this are divided by it instead of by their length
 

@@ -3,14 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from array_api_compat import device as device_of
-
-from xbm import backends, checks, drift, memory
+from xbm import backends, checks, drift, losses, memory, mining
 from xbm.batch import read
-from xbm.losses import Block, Contrastive, PairLoss
-from xbm.mining import Mined, Miner
-from xbm.pairs import batch_pairs, memory_pairs
-from xbm.scan import dense, scan
+from xbm.losses import Block, Contrastive, RowLoss
+from xbm.mining import Miner
+from xbm.pairs import MemoryPairs, batch_pairs
+from xbm.scan import scan
 
 Array = Any
 
@@ -20,7 +18,10 @@ weight), the memory's fill in [0, 1], pairs of anchors and memory rows with a no
 distance and age in steps of returning samples' old rows (NaN without any), and rows skipped so far because they
 were not finite."""
 
-BLOCK_ELEMENTS = 2**18  # similarities in a block, unless that leaves fewer than 256 rows
+LEAST_ROWS = 256  # memory rows in a block, at least
+HOST_BLOCK = 2**18  # similarities in a block where it should stay in a CPU's cache
+DEVICE_BLOCK = 2**22  # and where a launch costs more than a block
+MOST_BLOCKS = 16  # for a compiler, which unrolls the walk
 
 
 class Step(NamedTuple):
@@ -39,10 +40,11 @@ class Objective:
 
     Parameters
     ----------
-    loss : PairLoss
-        The pair loss of both terms.
-    miner : Miner, optional
-        Choice of the pairs that count, in both terms.
+    loss : RowLoss, str or callable
+        The pair loss of both terms: an object, a name among `xbm.losses.LOSSES`, or a function, see
+        `xbm.losses.Differentiated`.
+    miner : Miner or str, optional
+        Choice of the pairs that count, in both terms: an object or a name among `xbm.mining.MINERS`.
     weight : float
         Weight of the memory term, at least 0; with 0 rows are stored and never compared.
     warmup : int
@@ -80,7 +82,7 @@ class Objective:
     Wang, Zhang, Huang, Scott, "Cross-Batch Memory for Embedding Learning", CVPR 2020, arXiv 1912.06798.
     """
 
-    loss: PairLoss = field(default_factory=Contrastive)
+    loss: RowLoss = field(default_factory=Contrastive)
     miner: Miner | None = None
     weight: float = 1.0
     warmup: int = 1000
@@ -89,13 +91,13 @@ class Objective:
     copies: str = "exclude"
     on_nonfinite: str = "skip"
     block_rows: int | None = None
-    criterion: PairLoss = field(init=False, repr=False, compare=False)  # the loss over the pairs that the miner selects
+    criterion: RowLoss = field(init=False, repr=False, compare=False)  # the loss over the pairs that the miner selects
 
     def __post_init__(self):
-        if not isinstance(self.loss, PairLoss):
-            got = f"{self.loss!r} of type {type(self.loss).__name__}"
-            raise TypeError(f"loss must be an xbm.PairLoss, such as xbm.Contrastive(), got {got}")
-        checks.number("weight", self.weight, at_least=0)
+        object.__setattr__(self, "loss", losses.get(self.loss))
+        object.__setattr__(self, "miner", mining.get(self.miner))
+        # Plain numbers: NumPy's own would widen what they meet.
+        object.__setattr__(self, "weight", checks.number("weight", self.weight, at_least=0))
         checks.whole_number("warmup", self.warmup, at_least=0)
         checks.flag("in_batch", self.in_batch)
         checks.flag("normalize", self.normalize)
@@ -105,11 +107,8 @@ class Objective:
             checks.whole_number("block_rows", self.block_rows, at_least=1)
         if self.loss.needs_cosines and not self.normalize:
             raise ValueError(f"{type(self.loss).__name__} is a function of cosines: it needs normalize=True")
-        criterion = self.loss if self.miner is None else Mined(self.loss, self.miner)
-        object.__setattr__(self, "criterion", criterion)
-        # Plain numbers: NumPy's own would widen what they meet.
-        object.__setattr__(self, "weight", float(self.weight))
         object.__setattr__(self, "warmup", int(self.warmup))
+        object.__setattr__(self, "criterion", mining.mined(self.loss, self.miner))
 
     def step(self, state, x, labels, *, ids=None, enqueue=None, keys=None, key_labels=None):
         """Make one training call: store the batch, then compare it with the memory.
@@ -171,7 +170,7 @@ class Objective:
 
     def _joined(self, state, batch, in_batch, in_memory, moved, *, gradient):
         """Return the step whose two terms these are."""
-        xp, _ = backends.of(batch.z)
+        xp, ops = backends.of(batch.z)
         B = max(batch.z.shape[0], 1)
         batch_loss, memory_loss = xp.sum(in_batch.value) / B, self.weight * xp.sum(in_memory.value) / B
 
@@ -183,7 +182,7 @@ class Objective:
             else:
                 dx, dk = batch.queries.to_input(dz), batch.keys.to_input(dk)
 
-        nothing = xp.full((), xp.nan, dtype=xp.float32, device=device_of(batch.z))
+        nothing = xp.full((), xp.nan, dtype=xp.float32, device=batch.z.device)
         figures = {
             "batch_loss": batch_loss,
             "memory_loss": memory_loss,
@@ -193,7 +192,7 @@ class Objective:
             "drift_age": moved.age if moved else nothing,
             "skipped": state.skipped,
         }
-        report = xp.stack([xp.astype(figures[name], xp.float32) for name in REPORT])
+        report = ops.stop_gradient(xp.stack([xp.astype(figures[name], xp.float32) for name in REPORT]))
         return Step(batch_loss + memory_loss, dx, dk, state, report)
 
     def _batch_term(self, batch, *, gradient):
@@ -204,31 +203,32 @@ class Objective:
             return _Term.zero(Z, V)
         key_labels = None if batch.keys is None else batch.stored_labels
         P, N = batch_pairs(batch.labels, key_labels, dtype=Z.dtype)
-        columns, anchors = (xp.arange(rows.shape[0], device=device_of(Z)) for rows in (V, Z))
+        columns, anchors = (xp.arange(rows.shape[0], device=Z.device) for rows in (V, Z))
         with ops.full_precision(Z):
-            value, W = dense(self.criterion, Block(Z @ V.T, P, N, columns, anchors))
+            value, W = self.criterion.whole(Block(Z @ V.T, P, N, columns, anchors))
             return _Term(value, W @ V, W.T @ Z) if gradient else _Term(value)
 
     def _memory_term(self, state, batch, own, *, gradient):
         """Compare the batch with the memory; zeros while that warms up. Memory rows are constants."""
         xp, ops = backends.of(batch.z)
         step, count = ops.known(state.step), ops.known(state.count)
-        if self.weight == 0 or count == 0 or (step is not None and step < self.warmup):
+        nothing = self.weight == 0 or batch.z.shape[0] == 0 or count == 0
+        if nothing or (step is not None and step < self.warmup):
             return _Term.zero(batch.z)
+        B, M = batch.z.shape[0], state.labels.shape[0]
+        elements = DEVICE_BLOCK if step is None else HOST_BLOCK
+        block_rows = -(-M // MOST_BLOCKS) if ops.is_compiling() else elements // B
 
-        def pairs(slots, columns):
-            ids = batch.ids if self.copies == "exclude" else None
-            options = {"labels": batch.labels, "own": own, "count": state.count, "ids": ids, "step": state.step}
-            return memory_pairs(slots, columns, **options, dtype=batch.z.dtype)
-
+        ids = batch.ids if self.copies == "exclude" else None
+        counters = {"count": state.count, "step": state.step}
         with ops.full_precision(batch.z):
             found = scan(
                 self.criterion,
                 batch.z,
                 state.embeddings,
                 (state.labels, state.ids, state.stored_at),
-                pairs,
-                block_rows=self.block_rows or max(256, BLOCK_ELEMENTS // max(batch.z.shape[0], 1)),
+                MemoryPairs.of(batch.labels, own=own, ids=ids, **counters, dtype=batch.z.dtype),
+                block_rows=self.block_rows or max(LEAST_ROWS, block_rows),
                 limit=count,
                 gradient=gradient,
             )
@@ -249,5 +249,5 @@ class _Term(NamedTuple):
     @classmethod
     def zero(cls, z, k=None):
         xp, _ = backends.of(z)
-        pairs = xp.zeros((), dtype=z.dtype, device=device_of(z))
+        pairs = xp.zeros((), dtype=z.dtype, device=z.device)
         return cls(xp.zeros_like(z[:, 0]), xp.zeros_like(z), None if k is None else xp.zeros_like(k), pairs)

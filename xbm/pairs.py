@@ -4,7 +4,11 @@ Pairs are weights, not booleans: 1 for a pair, 0 for none. What changes them lat
 age decay) multiplies.
 """
 
-from array_api_compat import array_namespace, device
+from typing import Any, NamedTuple
+
+from xbm.backends import array_namespace
+
+Array = Any
 
 
 def batch_pairs(labels, key_labels=None, *, dtype):
@@ -17,41 +21,73 @@ def batch_pairs(labels, key_labels=None, *, dtype):
     same = labels[:, None] == (labels if within else key_labels)[None, :]
     usable = xp.ones_like(same)
     if within:
-        order = xp.arange(labels.shape[0], device=device(labels))
+        order = xp.arange(labels.shape[0], device=labels.device)
         usable = order[:, None] != order[None, :]
     return xp.astype(same & usable, dtype), xp.astype(~same & usable, dtype)
 
 
-def memory_pairs(slots, rows, *, labels, count, step, own=None, ids=None, dtype):
-    """Return `(P, N)` of B anchors against a block of m memory rows, each (B, m).
+class Keys(NamedTuple):
+    """Integers of B >= 1 anchors, ready to be compared with those of many rows."""
+
+    ordered: Array  # (B,) integer
+    places: Array  # (B,) floating point, place of each anchor's integer among the ordered ones
+
+    @classmethod
+    def of(cls, integers, dtype):
+        """Sort the anchors' integers (B,) once."""
+        xp = array_namespace(integers)
+        ordered = xp.sort(integers)
+        return cls(ordered, xp.astype(xp.searchsorted(ordered, integers), dtype))
+
+    def places_of(self, integers):
+        """Return the place of each row's integer (m,) among the anchors', -1 where it is none of theirs."""
+        xp = array_namespace(integers)
+        place = xp.searchsorted(self.ordered, integers)
+        met = xp.take(self.ordered, xp.where(place < self.ordered.shape[0], place, 0)) == integers
+        return xp.astype(xp.where(met, place, -1), self.places.dtype)
+
+    def equal(self, integers):
+        """Return 1 where an anchor's and a row's integer (m,) are equal, else 0, as (B, m) floating point.
+
+        By arithmetic on places, whole numbers up to B: on a CPU, to compare long integers and to cast the outcome
+        takes four times as long.
+        """
+        xp = array_namespace(integers)
+        apart = xp.abs(self.places[:, None] - self.places_of(integers)[None, :])
+        return xp.clip(1.0 - apart, min=0.0)
+
+
+class MemoryPairs(NamedTuple):
+    """The pairs of B >= 1 anchors with the rows of a memory, block by block (m rows of its labels, ids and steps).
 
     An empty slot and the anchor's own slot are no pair. With ids, neither is an older copy of the anchor: a row of
     the anchor's id that was stored before `step`. Two views of one id in the same call stay positives.
-
-    Parameters
-    ----------
-    slots : (m,) integer
-        The block's slots.
-    rows : (labels (m,), ids (m,), stored_at (m,))
-        What the memory holds there.
-    labels : (B,) integer
-        Classes of the anchors.
-    own : (B,) integer, optional
-        Slot of each anchor, -1 = none. Left out where no anchor has one.
-    count : () integer
-        Filled slots; they are slots 0 .. count - 1.
-    ids : (B,) integer, optional
-        Samples of the anchors, negative = none. Without ids copies are kept.
-    step : () integer
-        Index of the call.
     """
-    xp = array_namespace(labels)
-    row_labels, row_ids, stored_at = rows
-    same = labels[:, None] == row_labels[None, :]
-    usable = (slots < count)[None, :]
-    if own is not None:
-        usable = usable & (slots[None, :] != own[:, None])
-    if ids is not None:
-        comparable = (ids >= 0)[:, None] & (stored_at < step)[None, :]
-        usable = usable & ~(comparable & (ids[:, None] == row_ids[None, :]))
-    return xp.astype(same & usable, dtype), xp.astype(~same & usable, dtype)
+
+    labels: Keys  # class of each anchor
+    own: Keys | None  # slot of each anchor, -1 = none; left out where no anchor has one
+    ids: Keys | None  # sample of each anchor, -1 = none; left out to keep copies
+    count: Array  # () filled slots; they are slots 0 .. count - 1
+    step: Array  # () index of the call
+
+    @classmethod
+    def of(cls, labels, *, own, ids, count, step, dtype):
+        """Return the pairs of anchors with labels, own slots and ids, each (B,) or None, as weights of a dtype."""
+        own, ids = (None if one is None else Keys.of(one, dtype) for one in (own, ids))
+        return cls(Keys.of(labels, dtype), own, ids, count, step)
+
+    def between(self, slots, labels, ids, stored_at):
+        """Return `(P, N)`, each (B, m), of the anchors and the rows in slots (m,)."""
+        xp = array_namespace(labels)
+        pairs = xp.astype(slots < self.count, self.labels.places.dtype)[None, :]
+        if self.own is not None:
+            pairs = pairs * (1.0 - self.own.equal(slots))
+        if self.ids is not None:
+            older = (ids >= 0) & (stored_at < self.step)
+            pairs = pairs * (1.0 - self.ids.equal(xp.where(older, ids, -2)))
+        P = pairs * self.labels.equal(labels)
+        return P, pairs - P
+
+    def some_positive(self, labels, ids, stored_at):
+        """Tell of each row (m,) whether some anchor is of its class, whatever else may part them."""
+        return self.labels.places_of(labels) >= 0

@@ -6,7 +6,7 @@ the same for blocks of one memory, shards of it, or ranks, so none ever needs a 
 
 from typing import Any, NamedTuple
 
-from array_api_compat import array_namespace
+from xbm.backends import array_namespace
 
 Array = Any
 

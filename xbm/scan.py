@@ -1,15 +1,15 @@
 """The walk over a memory in blocks: values and gradients of a pair loss, never a (B, M) array.
 
 `scan` walks the blocks to summarise the rows, once per stage of the loss, and once more to weigh the pairs. A
-`SidedPairLoss` is weighed during its last summary, so contrastive loss walks once in all.
+`SidedPairLoss` is weighed during its last summary, so contrastive loss walks once in all. A loss that sees whole rows
+gets them in one block.
 """
 
 from typing import Any, NamedTuple
 
-from array_api_compat import device
-
 from xbm import backends
-from xbm.losses import Block, SidedPairLoss
+from xbm.losses import Block, PairLoss, SidedPairLoss
+from xbm.losses.base import results
 
 Array = Any
 
@@ -22,36 +22,22 @@ class Scanned(NamedTuple):
     pairs: Array | None  # () pairs with W_ij != 0
 
 
-def dense(loss, block):
-    """Return `(L_i (B,), W (B, m))` of rows that are whole in one block."""
-    r = {}
-    for stage in loss.stages:
-        r = r | _results(stage(block, r))
-    value, W = loss.value(r), loss.weights(block, r)
-    if value.shape != block.anchors.shape or W.shape != block.S.shape:
-        raise ValueError(
-            f"{loss!r} must give a value of shape {block.anchors.shape} and weights of shape {block.S.shape}, "
-            f"got {value.shape} and {W.shape}"
-        )
-    return value, W
-
-
 def scan(loss, anchors, rows, columns, pairs, *, block_rows, limit=None, gradient=True):
     """Evaluate a loss for anchors against the rows of a memory.
 
     Parameters
     ----------
-    loss : PairLoss
+    loss : RowLoss
     anchors : (B, D)
         In the dtype that everything is computed in; blocks of rows are cast to it as they are read.
     rows : (M, D)
         Constants: no gradient goes into them.
     columns : tuple of (M,) arrays
         What `pairs` wants to know of the rows.
-    pairs : callable
-        `(slots (m,), columns' blocks (m,)) -> (P, N)`, each (B, m).
+    pairs : Pairs
+        Which pairs are positive and negative.
     block_rows : int
-        m, rows in a block; extra memory is O(B m).
+        m, rows in a block; extra memory is O(B m), or O(B M) for a loss that sees whole rows.
     limit : int, optional
         Rows from this one on are known to be in no pair. At least 1.
     gradient : bool
@@ -62,28 +48,49 @@ def scan(loss, anchors, rows, columns, pairs, *, block_rows, limit=None, gradien
     Scanned
     """
     xp, ops = backends.of(anchors)
-    every_anchor = xp.arange(anchors.shape[0], device=device(anchors))
+    every_anchor = xp.arange(anchors.shape[0], device=anchors.device)
+    walked = isinstance(loss, PairLoss)
+    floor = loss.negative_floor if walked else None
 
     def walk(visit):
         def visit_block(carry, start, block_of_rows, *block_of_columns):
             V = xp.astype(block_of_rows, anchors.dtype, copy=False)
-            slots = start + xp.arange(V.shape[0], device=device(anchors))
-            P, N = pairs(slots, block_of_columns)
-            found = visit(Block(anchors @ V.T, P, N, slots, every_anchor), V)
+            slots = start + xp.arange(V.shape[0], device=anchors.device)
+            S = anchors @ V.T
+            if floor is not None:
+                some_pair = (xp.max(S, axis=0) > floor) | pairs.some_positive(*block_of_columns)
+                few = ops.few(some_pair)
+                if few is not None:
+                    S = xp.take(S, few, axis=1)
+                    V, slots, *block_of_columns = (xp.take(one, few, axis=0) for one in (V, slots, *block_of_columns))
+            P, N = pairs.between(slots, *block_of_columns)
+            found = visit(Block(S, P, N, slots, every_anchor), V)
             return found if carry is None else _merge(carry, found)
 
-        return ops.fold(visit_block, (rows, *columns), block_rows, limit=limit)
+        return ops.fold(visit_block, (rows, *columns), block_rows if walked else rows.shape[0], limit=limit)
 
     def weigh(W, V):
-        return _Weighed(ops.apply_weights(W, V), xp.count_nonzero(W))
+        few = ops.few(xp.sum(xp.abs(W), axis=0) != 0)  # a NaN is not 0
+        if few is not None:
+            W, V = xp.take(W, few, axis=1), xp.take(V, few, axis=0)
+        return _Weighed(W @ V, xp.count_nonzero(W))
+
+    if not walked:
+
+        def whole(block, V):
+            value, W = loss.whole(block)
+            return value, (weigh(W, V) if gradient else _Weighed(None, None))
+
+        value, weighed = walk(whole)
+        return Scanned(value, *weighed)
 
     r = {}
     *earlier, last = loss.stages
     for stage in earlier:
-        r = r | _results(walk(lambda block, V, stage=stage: stage(block, r)))
+        r = r | results(walk(lambda block, V, stage=stage: stage(block, r)))
 
     if not gradient:
-        r = r | _results(walk(lambda block, V: last(block, r)))
+        r = r | results(walk(lambda block, V: last(block, r)))
         return Scanned(loss.value(r), None, None)
 
     if isinstance(loss, SidedPairLoss):
@@ -93,14 +100,14 @@ def scan(loss, anchors, rows, columns, pairs, *, block_rows, limit=None, gradien
             return loss.tally(block, *sides), *(weigh(W, V) for W in sides)
 
         summaries, positive, negative = walk(summarise_and_weigh)
-        r = r | _results(summaries)
+        r = r | results(summaries)
         f_positive, f_negative = loss.factors(r)
         total = f_positive[:, None] * positive.gradient + f_negative[:, None] * negative.gradient
         return Scanned(loss.value(r), total, positive.pairs + negative.pairs)
 
-    r = r | _results(walk(lambda block, V: last(block, r)))
+    r = r | results(walk(lambda block, V: last(block, r)))
     weighed = walk(lambda block, V: weigh(loss.weights(block, r), V))
-    return Scanned(loss.value(r), weighed.gradient, weighed.pairs)
+    return Scanned(loss.value(r), *weighed)
 
 
 class _Weighed(NamedTuple):
@@ -118,7 +125,3 @@ def _merge(carry, found):
     if hasattr(carry, "merge"):
         return carry.merge(found)
     return tuple(_merge(mine, theirs) for mine, theirs in zip(carry, found, strict=True))
-
-
-def _results(summaries):
-    return {name: summary.result() for name, summary in summaries.items()}

@@ -1,20 +1,20 @@
-"""The PyTorch module: buffers, devices and saving around the core's step."""
+"""The PyTorch module: the core's step over a memory in buffers, its gradient attached to autograd."""
 
-import array_api_compat.torch as xp
 import torch
 
-from xbm import losses, memory
-from xbm.backends.torch import attach_gradient
+from xbm import losses
+from xbm.backends.torch import attach_gradient, is_compiling
+from xbm.integrations.torch.memory import Memory
 from xbm.integrations.torch.report import Report
-from xbm.memory import MemoryState
 from xbm.objective import REPORT, Objective
 
 
-class XBM(torch.nn.Module):
+class XBM(Memory):
     """In-batch loss plus memory loss; in training mode every call also stores its batch.
 
     L = (1/B) sum_i (L_i^batch + weight L_i^memory). Keep it beside the encoder, not inside it: an exported encoder
-    then holds no memory. Saved and loaded with `state_dict`, training resumes exactly.
+    then holds no memory. Saved and loaded with `state_dict`, training resumes exactly. A deep copy, such as an average
+    of weights starts from, has the options and an empty memory.
 
     Parameters
     ----------
@@ -22,10 +22,12 @@ class XBM(torch.nn.Module):
         D, the embeddings' size.
     capacity : int
         M, the most rows the memory holds; about M x (4 D + 24) bytes in float32.
-    loss : str or PairLoss
-        The pair loss, by name ("contrastive") or as an object.
-    miner : Miner, optional
-        Choice of the pairs that count.
+    loss : str, PairLoss or callable
+        The pair loss: by name ("contrastive", "multi-similarity", "batch-hard-triplet", "supcon"), as an object, or as
+        a function `(S, positive, negative) -> (B,)`, see `xbm.losses.Differentiated`. One that is an `nn.Module`
+        becomes a submodule: its learned parameters are among `xbm.parameters()`.
+    miner : str or Miner, optional
+        Choice of the pairs that count: by name ("multi-similarity") or as an object.
     weight : float
         Weight of the memory term, at least 0.
     warmup : int
@@ -85,7 +87,7 @@ class XBM(torch.nn.Module):
         on_nonfinite="skip",
         device=None,
     ):
-        super().__init__()
+        super().__init__(dim, capacity, dtype=dtype, device=device)
         self.objective = Objective(
             loss=losses.get(loss, reduction),
             miner=miner,
@@ -96,21 +98,10 @@ class XBM(torch.nn.Module):
             copies=copies,
             on_nonfinite=on_nonfinite,
         )
-        state = memory.init(capacity=capacity, dim=dim, dtype=dtype, device=device, xp=xp)
-        for name, value in state._asdict().items():
-            self.register_buffer(name, value)
+        if isinstance(loss, torch.nn.Module):
+            self.loss = loss
         figures = torch.full((len(REPORT),), torch.nan, device=device)
         self.register_buffer("figures", figures, persistent=False)
-
-    @property
-    def capacity(self):
-        """M, the most rows the memory holds."""
-        return self.embeddings.shape[0]
-
-    @property
-    def dim(self):
-        """D, the embeddings' size."""
-        return self.embeddings.shape[1]
 
     @property
     def report(self):
@@ -153,13 +144,16 @@ class XBM(torch.nn.Module):
         ------
         TypeError, ValueError
             If an input does not fit; nothing has been stored or counted then.
+        RuntimeError
+            If activation checkpointing runs it once more during backward, which would store the batch twice.
         """
-        state = self._state()
+        state = self._state(getattr(embeddings, "device", "cpu"))
         x, k = _wide(embeddings), _wide(keys)
         given = {"ids": ids, "keys": k, "key_labels": key_labels}
         if self.training:
+            _refuse_recomputation()
             result = self.objective.step(state, x, labels, enqueue=enqueue, **given)
-            self._keep_state(result.state)
+            self._keep(result.state)
             self.figures.copy_(result.report)
         else:
             gradient = torch.is_grad_enabled() and any(
@@ -175,7 +169,7 @@ class XBM(torch.nn.Module):
 
     def clear(self):
         """Empty the memory and the report. Steps and skipped rows count on: a warm-up that is over stays over."""
-        self._keep_state(memory.clear(self._state()))
+        super().clear()
         self.figures.fill_(torch.nan)
 
     def fill(self, encoder, loader):
@@ -210,15 +204,11 @@ class XBM(torch.nn.Module):
             inputs, labels, ids = (*(one.to(device) if hasattr(one, "to") else one for one in batch), None)[:3]
             with torch.no_grad():
                 x = _wide(encoder(inputs))
-            self._keep_state(self.objective.store(self._state(), x, labels, ids=ids))
+            self._keep(self.objective.store(self._state(), x, labels, ids=ids))
             offered += labels.shape[0]
             if offered >= self.capacity:
                 break
         return offered
-
-    def rows(self):
-        """Return copies of the filled rows, oldest first: `embeddings` (n, D), `labels`, `ids`, `stored_at` (n,)."""
-        return memory.rows(self._state())
 
     def extra_repr(self):
         """Return the options, for `print(module)`."""
@@ -229,61 +219,11 @@ class XBM(torch.nn.Module):
             f"copies={o.copies!r}, on_nonfinite={o.on_nonfinite!r}"
         )
 
-    def _state(self):
-        return MemoryState(*(getattr(self, name) for name in MemoryState._fields))
-
-    def _keep_state(self, state):
-        """Copy into the buffers what was not written there in place."""
-        for name, value in state._asdict().items():
-            buffer = getattr(self, name)
-            if value is not buffer:
-                buffer.copy_(value)
-
-    def _apply(self, fn, recurse=True):
-        """Let `.to(device)` move the memory, and keep its dtypes through `.half()` and `.to(dtype)`."""
-
-        def keeping_dtype(tensor):
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(keeping_dtype, recurse)
-
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors):
-        """Take a memory of any capacity, its newest rows, and take it whole or not at all."""
-        state_dict, fitted = dict(state_dict), None
-        present = [prefix + name for name in MemoryState._fields if prefix + name in state_dict]
-        saved = [state_dict.pop(key) for key in present]
-        if len(present) == len(MemoryState._fields):
-            try:
-                fitted = self._fitted(MemoryState(*saved))
-            except ValueError as problem:
-                errors.append(f"The memory was left as it is. The saved one cannot be loaded: {problem}")
-        if fitted is not None:
-            state_dict |= zip(present, fitted, strict=True)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
-        missing_keys[:] = [key for key in missing_keys if key not in present]
-        if fitted is not None:
-            if self.figures.device != self.embeddings.device:
-                self.figures = torch.empty_like(self.figures, device=self.embeddings.device)
-            self.figures.fill_(torch.nan)
-
-    def _fitted(self, saved):
-        """Return a saved memory in this one's capacity and dtypes, or raise a ValueError that says why not."""
-        for name, value in saved._asdict().items():
-            if not isinstance(value, torch.Tensor) or value.is_meta or value.layout != torch.strided:
-                raise ValueError(f"{name} must be a dense tensor with values, got {type(value).__name__} {value!r:.60}")
-        problem = memory.inconsistency(saved)
-        if problem:
-            raise ValueError(problem)
-        if saved.embeddings.shape[1] != self.dim:
-            raise ValueError(f"it holds rows of {saved.embeddings.shape[1]} dimensions, this one of {self.dim}")
-        fitted = saved if saved.labels.shape[0] == self.capacity else memory.resize(saved, self.capacity)
-        fitted = MemoryState(*(one.to(getattr(self, name).dtype) for name, one in fitted._asdict().items()))
-        if not torch.isfinite(fitted.embeddings).all():
-            raise ValueError(
-                f"some of its rows, in {saved.embeddings.dtype}, are not finite in {self.embeddings.dtype}"
-            )
-        return fitted
+    def _loaded(self):
+        """Forget the figures of before."""
+        if self.figures.device != self.embeddings.device:
+            self.figures = torch.empty_like(self.figures, device=self.embeddings.device)
+        self.figures.fill_(torch.nan)
 
 
 def _wide(x):
@@ -292,3 +232,12 @@ def _wide(x):
         return x
     x = x.detach()
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _refuse_recomputation():
+    """Refuse to run inside a backward pass."""
+    if not is_compiling() and torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            "XBM was called in training mode during a backward pass, as activation checkpointing does to run a forward "
+            "twice: the batch would be stored twice. Checkpoint the encoder, and call the XBM outside"
+        )

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import xbm as core
-from tests.pair_losses import LOSSES, BatchHard, Similar
+from tests.pair_losses import LOSSES
 from tests.strategies import capacities, histories
 from xbm import metrics
 from xbm.integrations.torch import XBM
@@ -26,8 +26,9 @@ OPTIONS = [
     {"normalize": False},
     {"dtype": torch.float64},
     {"dtype": torch.bfloat16},
-    {"loss": BatchHard()},
-    {"miner": Similar()},
+    {"loss": "supcon"},
+    {"loss": "batch-hard-triplet"},
+    {"loss": "multi-similarity", "miner": "multi-similarity"},
 ]
 
 
@@ -496,13 +497,13 @@ def test_a_copy_goes_its_own_way():
         ({"capacity": 0}, ValueError, "capacity must be at least 1"),
         ({"dim": 2.0}, TypeError, "dim must be an int"),
         ({"loss": "contrastiv"}, ValueError, "loss must be one of the names 'contrastive'"),
-        ({"loss": torch.nn.MSELoss()}, TypeError, "or an xbm.PairLoss, got MSELoss"),
+        ({"loss": torch.nn.MSELoss}, TypeError, "a callable, got <class .*MSELoss"),
         ({"loss": core.Contrastive(), "reduction": "sum"}, ValueError, "brings its own"),
         ({"reduction": "none"}, ValueError, "reduction must be 'mean' or 'sum', got 'none'"),
         ({"dtype": torch.int64}, TypeError, "dtype must be one of .*float32, .*bfloat16"),
         ({"dtype": "float32"}, TypeError, "dtype must be one of .*float32, .*bfloat16"),
         ({"warmup": -3}, ValueError, "warmup must be at least 0"),
-        ({"miner": max}, TypeError, "miner must be an xbm.Miner"),
+        ({"miner": max}, TypeError, "miner must be one of the names 'multi-similarity', an xbm.Miner or None"),
     ],
 )
 def test_construction_refuses(options, error, sentence):

@@ -8,22 +8,38 @@ To add a backend, write `xbm/backends/<name>.py` with the names in `OPERATIONS`,
 whatever it has no better word for.
 """
 
-from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 
-from array_api_compat import array_namespace
+import array_api_compat
 
 OPERATIONS = (
     "write_rows",
     "stop_gradient",
     "fold",
     "top_k",
-    "apply_weights",
+    "running_count",
+    "is_positive",
+    "few",
+    "value_and_gradient",
     "full_precision",
     "known",
     "is_compiling",
 )
+
+
+def array_namespace(x):
+    """Return the namespace of an array's library, looked up once per type of array.
+
+    Raises
+    ------
+    TypeError
+        If it is no array.
+    """
+    kind = type(x)
+    if kind not in _namespaces:
+        _namespaces[kind] = array_api_compat.array_namespace(x)
+    return _namespaces[kind]
 
 
 def of(array):
@@ -43,8 +59,15 @@ def library(xp):
     return xp.__name__.removeprefix("array_api_compat.").split(".")[0]
 
 
-@cache
 def operations(xp):
     """Return the module with the operations of the library whose namespace is `xp`."""
-    name = f"{__name__}.{library(xp)}"
-    return import_module(name if find_spec(name) else f"{__name__}.standard")
+    name = library(xp)
+    if name not in _loaded:
+        module = f"{__name__}.{name}"
+        _loaded[name] = import_module(module if find_spec(module) else f"{__name__}.standard")
+    return _loaded[name]
+
+
+# Plain dicts: torch.compile looks through functools.cache, and warns.
+_namespaces = {}  # type of array: namespace
+_loaded = {}  # name of library: module

@@ -2,17 +2,28 @@
 
 import numpy as np
 
-from xbm.backends.standard import apply_active_weights as apply_weights
-from xbm.backends.standard import fold, full_precision, is_compiling, stop_gradient
+from xbm.backends.standard import few_on_host as few
+from xbm.backends.standard import (
+    fold,
+    full_precision,
+    is_compiling,
+    is_positive,
+    running_count,
+    stop_gradient,
+    value_and_gradient,
+)
 
 __all__ = [
-    "apply_weights",
+    "few",
     "fold",
     "full_precision",
     "is_compiling",
+    "is_positive",
     "known",
+    "running_count",
     "stop_gradient",
     "top_k",
+    "value_and_gradient",
     "write_rows",
 ]
 

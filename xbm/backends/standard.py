@@ -5,9 +5,9 @@ The standard has no scatter, so a write copies the array; nothing else here is s
 
 from contextlib import nullcontext
 
-from array_api_compat import array_namespace, device
+from xbm.backends import array_namespace
 
-GATHER_BELOW = 0.25  # share of active columns up to which gathering them beats multiplying all
+GATHER_BELOW = 0.25  # share of columns up to which gathering them beats computing with all
 
 
 def write_rows(array, slots, rows):
@@ -20,7 +20,7 @@ def write_rows(array, slots, rows):
     if written == 0:
         return array
     xp = array_namespace(array)
-    source = xp.remainder(xp.arange(size, dtype=slots.dtype, device=device(array)) - slots[0], size)
+    source = xp.remainder(xp.arange(size, dtype=slots.dtype, device=array.device) - slots[0], size)
     shape = (size,) + (1,) * (array.ndim - 1)
     hit = xp.reshape(source < written, shape)
     return xp.where(hit, xp.take(rows, xp.clip(source, max=written - 1), axis=0), array)
@@ -54,18 +54,39 @@ def top_k(x, k):
     return xp.take_along_axis(x, indices, axis=1), indices
 
 
-def apply_weights(weights, rows):
-    """Return W V: (B, m) pair weights times (m, D) rows."""
-    return weights @ rows
+def running_count(mask):
+    """Return (n,) int64: how many of the first i + 1 entries of a mask (n,) are True."""
+    xp = array_namespace(mask)
+    return xp.cumulative_sum(xp.astype(mask, xp.int64))
 
 
-def apply_active_weights(weights, rows):
-    """Return W V, reading only the rows of some weight where they are few: for eager code on the host."""
-    xp = array_namespace(weights)
-    (active,) = xp.nonzero(xp.sum(xp.abs(weights), axis=0))
-    if active.shape[0] > GATHER_BELOW * rows.shape[0]:
-        return weights @ rows
-    return xp.take(weights, active, axis=1) @ xp.take(rows, active, axis=0)
+def is_positive(x):
+    """Return 1 where x > 0 and 0 elsewhere, in x's dtype."""
+    return array_namespace(x).astype(x > 0, x.dtype)
+
+
+def few(mask):
+    """Return the indices of a mask's True entries, at least one, if they are few and cost nothing to read, else None.
+
+    The only place where a shape or a branch may depend on values.
+    """
+    return None
+
+
+def few_on_host(mask):
+    """Return the indices of a mask's True entries, at least one, if they are few: for eager code on the host."""
+    xp = array_namespace(mask)
+    (indices,) = xp.nonzero(mask)
+    if indices.shape[0] > GATHER_BELOW * mask.shape[0]:
+        return None
+    return indices if indices.shape[0] else xp.zeros((1,), dtype=indices.dtype, device=mask.device)
+
+
+def value_and_gradient(function, x):
+    """Return `(function(x) (B,), d sum(function(x)) / dx)` by automatic differentiation."""
+    raise NotImplementedError(
+        f"{type(x).__module__} cannot differentiate a function: give the loss as an xbm.PairLoss, with its weights"
+    )
 
 
 def full_precision(x):

@@ -4,17 +4,20 @@ from contextlib import nullcontext
 
 import torch
 
-from xbm.backends.standard import apply_active_weights, fold
+from xbm.backends.standard import few_on_host, fold
 
 __all__ = [
-    "apply_weights",
     "attach_gradient",
+    "few",
     "fold",
     "full_precision",
     "is_compiling",
+    "is_positive",
     "known",
+    "running_count",
     "stop_gradient",
     "top_k",
+    "value_and_gradient",
     "write_rows",
 ]
 
@@ -45,14 +48,35 @@ def top_k(x, k):
     return values, indices.gather(1, order)
 
 
-def apply_weights(weights, rows):
-    """Return W V: (B, m) pair weights times (m, D) rows.
+def running_count(mask):
+    """Return (n,) int64: how many of the first i + 1 entries of a mask (n,) are True."""
+    return mask.cumsum(0)
 
-    On the CPU only the rows of some weight are read where they are few; on a device that would make it wait.
+
+def is_positive(x):
+    """Return 1 where x > 0 and 0 elsewhere, in x's dtype: on the CPU five times as fast as a comparison and a cast."""
+    return x.clip(min=0).sign()
+
+
+def few(mask):
+    """Return the indices of a mask's True entries, at least one, if they are few; None where a device would wait."""
+    return few_on_host(mask) if mask.device.type == "cpu" and not is_compiling() else None
+
+
+def value_and_gradient(function, x):
+    """Return `(function(x) (B,), d sum(function(x)) / dx)` by autograd.
+
+    The value keeps its graph, to whatever learned parameters the function has.
     """
-    if weights.device.type == "cpu" and not is_compiling():
-        return apply_active_weights(weights, rows)
-    return weights @ rows
+    if is_compiling():
+        raise RuntimeError("a function as a loss runs eagerly only: leave it, or the XBM that it is in, uncompiled")
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        value = function(leaf)
+        gradient = torch.zeros_like(x)
+        if value.requires_grad:
+            (gradient,) = torch.autograd.grad(value.sum(), leaf, retain_graph=True, materialize_grads=True)
+    return value if torch.is_grad_enabled() else value.detach(), gradient
 
 
 def full_precision(x):
@@ -76,8 +100,9 @@ def attach_gradient(value, *pairs):
 
     Nothing but the gradients is saved for backward. They are scaled in their own dtype before they are
     cast to x's, so that a loss scaler's factor rescues what half precision alone would flush to zero.
+    A graph that `value` has already, to learned parameters, stays.
     """
-    return _ClosedForm.apply(value, *(tensor for pair in pairs for tensor in pair))
+    return _ClosedForm.apply(value, *(tensor for x, gradient in pairs for tensor in (x, gradient.detach())))
 
 
 class _ClosedForm(torch.autograd.Function):
@@ -94,7 +119,7 @@ class _ClosedForm(torch.autograd.Function):
             raise RuntimeError(
                 "XBM knows first derivatives only, in closed form: take its backward without create_graph=True"
             )
-        flat = [None]
+        flat = [upstream if ctx.needs_input_grad[0] else None]
         for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):
             flat += [(upstream * gradient).to(dtype), None]
         return tuple(flat)

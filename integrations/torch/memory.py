@@ -1,0 +1,132 @@
+"""The memory as an `nn.Module`: its buffers, and how they are moved, saved, loaded and copied."""
+
+import copy
+
+import array_api_compat.torch as xp
+import torch
+
+from xbm import backends, memory
+from xbm.memory import MemoryState
+
+backends.of(torch.empty(0))  # looked up before a compiler looks
+
+
+class Memory(torch.nn.Module):
+    """Holds a `MemoryState` in buffers of the fields' names; no mathematics.
+
+    A deep copy, such as an average of weights starts from, leaves the rows behind: its memory begins anew, empty, at
+    its first call. Until then its buffers lie on the meta device and take no space.
+    """
+
+    def __init__(self, dim, capacity, *, dtype=torch.float32, device=None):
+        super().__init__()
+        for name, value in _empty(dim, capacity, dtype, device)._asdict().items():
+            self.register_buffer(name, value)
+
+    @property
+    def capacity(self):
+        """M, the most rows the memory holds."""
+        return self.embeddings.shape[0]
+
+    @property
+    def dim(self):
+        """D, the embeddings' size."""
+        return self.embeddings.shape[1]
+
+    def rows(self):
+        """Return copies of the filled rows, oldest first: `embeddings` (n, D), `labels`, `ids`, `stored_at` (n,)."""
+        return memory.rows(self._state())
+
+    def clear(self):
+        """Empty the memory. Steps and skipped rows count on: a warm-up that is over stays over."""
+        self._keep(memory.clear(self._state()))
+
+    def _state(self, device="cpu"):
+        """Return the memory; one that has not begun yet begins on a device."""
+        if self.embeddings.is_meta and torch.device(device).type != "meta":
+            for name, value in _empty(self.dim, self.capacity, self.embeddings.dtype, device)._asdict().items():
+                setattr(self, name, value)
+        return MemoryState(*(getattr(self, name) for name in MemoryState._fields))
+
+    def _keep(self, state):
+        """Copy into the buffers what was not written there in place."""
+        for name, value in state._asdict().items():
+            buffer = getattr(self, name)
+            if value is not buffer:
+                buffer.copy_(value)
+
+    def _apply(self, fn, recurse=True):
+        """Let `.to(device)` move the memory, and keep its dtypes through `.half()` and `.to(dtype)`."""
+
+        def keeping_dtype(tensor):
+            try:
+                moved = fn(tensor)
+            except NotImplementedError:
+                if not tensor.is_meta:
+                    raise
+                return tensor  # nothing to move yet
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keeping_dtype, recurse)
+
+    def __deepcopy__(self, memo):
+        """Return a copy without the rows."""
+        twin = memo[id(self)] = self.__class__.__new__(self.__class__)
+        for name in MemoryState._fields:
+            buffer = getattr(self, name)
+            memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        """Save the memory, unless it has not begun."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in MemoryState._fields:
+            if destination[prefix + name].is_meta:
+                del destination[prefix + name]
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors):
+        """Take a memory of any capacity, its newest rows, and take it whole or not at all."""
+        state_dict, fitted = dict(state_dict), None
+        present = [prefix + name for name in MemoryState._fields if prefix + name in state_dict]
+        saved = [state_dict.pop(key) for key in present]
+        if len(present) == len(MemoryState._fields):
+            try:
+                fitted = self._fitted(MemoryState(*saved))
+            except ValueError as problem:
+                errors.append(f"The memory was left as it is. The saved one cannot be loaded: {problem}")
+        if fitted is not None:
+            state_dict |= zip(present, fitted, strict=True)
+            if not local_metadata.get("assign_to_params_buffers", False):
+                self._state(fitted.embeddings.device)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
+        none = not present and self.embeddings.is_meta  # saved by one that has not begun, and loaded by another
+        forgiven = [prefix + name for name in MemoryState._fields] if none else present
+        missing_keys[:] = [key for key in missing_keys if key not in forgiven]
+        if fitted is not None:
+            self._loaded()
+
+    def _loaded(self):
+        """Do what is to be done once a saved memory was taken."""
+
+    def _fitted(self, saved):
+        """Return a saved memory in this one's capacity and dtypes, or raise a ValueError that says why not."""
+        for name, value in saved._asdict().items():
+            if not isinstance(value, torch.Tensor) or value.is_meta or value.layout != torch.strided:
+                raise ValueError(f"{name} must be a dense tensor with values, got {type(value).__name__} {value!r:.60}")
+        problem = memory.inconsistency(saved)
+        if problem:
+            raise ValueError(problem)
+        if saved.embeddings.shape[1] != self.dim:
+            raise ValueError(f"it holds rows of {saved.embeddings.shape[1]} dimensions, this one of {self.dim}")
+        fitted = saved if saved.labels.shape[0] == self.capacity else memory.resize(saved, self.capacity)
+        fitted = MemoryState(*(one.to(getattr(self, name).dtype) for name, one in fitted._asdict().items()))
+        if not torch.isfinite(fitted.embeddings).all():
+            raise ValueError(
+                f"some of its rows, in {saved.embeddings.dtype}, are not finite in {self.embeddings.dtype}"
+            )
+        return fitted
+
+
+def _empty(dim, capacity, dtype, device):
+    return memory.init(capacity=capacity, dim=dim, dtype=dtype, device=device, xp=xp)

@@ -1,0 +1,88 @@
+"""Contrastive loss on similarities."""
+
+from dataclasses import dataclass
+
+from xbm import backends, checks
+from xbm.backends import array_namespace
+from xbm.losses.base import SidedPairLoss
+from xbm.losses.functions import inverse
+from xbm.reductions import Sum
+
+
+@dataclass(frozen=True)
+class Contrastive(SidedPairLoss):
+    r"""Contrastive loss on similarities, with a margin for either side.
+
+    ``"mean"``: L_i = (1/n_P) sum_P [m_P - S]+ + (1/n_A) sum_N [S - m_N]+ with A the negatives above m_N;
+    ``"sum"``: L_i = sum_P [m_P - S]+ + sum_N [S - m_N]+, whose gradient grows with the memory.
+
+    Parameters
+    ----------
+    pos_margin : float
+        m_P, similarity that positives are pulled up to (cosine, in [-1, 1]).
+    neg_margin : float
+        m_N, similarity that negatives are pushed down to (cosine, in [-1, 1]).
+    reduction : {"mean", "sum"}
+        Mean over each anchor's positives and its active negatives, or sum over both as in the XBM paper.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a margin is no finite number or the reduction none of the two.
+
+    Examples
+    --------
+    >>> import numpy as np, xbm
+    >>> anchors = np.asarray([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    >>> objective = xbm.Objective(loss=xbm.Contrastive(), warmup=0)
+    >>> result = objective.evaluate(xbm.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
+    >>> round(float(result.loss), 4)  # two anchors 1 - 0.6 apart, two pushed by 0.8 - 0.5
+    0.4667
+
+    References
+    ----------
+    Hadsell, Chopra, LeCun, "Dimensionality Reduction by Learning an Invariant Mapping", CVPR 2006; on similarities
+    as in Wang et al., "Cross-Batch Memory for Embedding Learning", CVPR 2020, section 3.
+    """
+
+    pos_margin: float = 1.0
+    neg_margin: float = 0.5
+    reduction: str = "mean"
+
+    def __post_init__(self):
+        for name in ("pos_margin", "neg_margin"):
+            object.__setattr__(self, name, checks.number(name, getattr(self, name)))
+        checks.choice("reduction", self.reduction, ("mean", "sum"))
+
+    @property
+    def negative_floor(self):
+        """m_N: up to it a negative counts for nothing."""
+        return self.neg_margin
+
+    def sides(self, block):
+        """Return 1 for positives below m_P, and 1 for negatives above m_N."""
+        _, ops = backends.of(block.S)
+        S, P, N = block.S, block.P, block.N
+        return P * ops.is_positive(self.pos_margin - S), N * ops.is_positive(S - self.neg_margin)
+
+    def tally(self, block, positive, negative):
+        """Return the hinges' sums, and the counts that the mean divides by."""
+        sums = {
+            "positive": Sum.of(positive * (self.pos_margin - block.S)),
+            "negative": Sum.of(negative * (block.S - self.neg_margin)),
+        }
+        if self.reduction == "mean":
+            sums |= {"n_positive": Sum.of(block.P), "n_active": Sum.of(negative)}
+        return sums
+
+    def value(self, r):
+        """Return L_i."""
+        f_positive, f_negative = self.factors(r)
+        return f_negative * r["negative"] - f_positive * r["positive"]
+
+    def factors(self, r):
+        """Return -1/n_P and 1/n_A for means, -1 and 1 for sums."""
+        if self.reduction == "mean":
+            return -inverse(r["n_positive"]), inverse(r["n_active"])
+        one = array_namespace(r["positive"]).ones_like(r["positive"])
+        return -one, one

@@ -1,0 +1,67 @@
+"""Supervised contrastive loss."""
+
+from dataclasses import dataclass
+
+from xbm import checks
+from xbm.backends import array_namespace
+from xbm.losses.base import PairLoss
+from xbm.losses.functions import inverse
+from xbm.reductions import LogSumExp, Sum
+
+
+@dataclass(frozen=True)
+class SupCon(PairLoss):
+    r"""Supervised contrastive loss, the mean over positives outside the logarithm.
+
+    L_i = log sum_{P and N} exp(S / t) - (1/n_P) sum_P S / t; 0 without a positive.
+
+    Parameters
+    ----------
+    temperature : float
+        t, above 0: the lower, the more the most similar rows weigh.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the temperature is no finite number above 0.
+
+    Examples
+    --------
+    >>> import numpy as np, xbm
+    >>> anchors = np.asarray([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    >>> objective = xbm.Objective(loss=xbm.SupCon(temperature=0.5), warmup=0)
+    >>> result = objective.evaluate(xbm.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
+    >>> round(float(result.loss), 4)
+    0.3922
+
+    References
+    ----------
+    Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, arXiv 2004.11362, equation 2.
+    """
+
+    temperature: float = 0.1
+
+    def __post_init__(self):
+        object.__setattr__(self, "temperature", checks.positive("temperature", self.temperature))
+
+    def summarise(self, block, r):
+        """Return log sum exp over all pairs, and the sum over positives with their number."""
+        logits = block.S / self.temperature
+        return {
+            "all": LogSumExp.of(logits, block.P + block.N),
+            "positive": Sum.of(block.P * logits),
+            "n_positive": Sum.of(block.P),
+        }
+
+    def value(self, r):
+        """Return L_i."""
+        xp = array_namespace(r["all"])
+        return xp.where(r["n_positive"] > 0, r["all"] - r["positive"] * inverse(r["n_positive"]), 0.0)
+
+    def weights(self, block, r):
+        """Return (q - P / n_P) / t, with q the softmax over all pairs."""
+        xp = array_namespace(block.S)
+        n = r["n_positive"][:, None]
+        pair = block.P + block.N
+        log_share = xp.where((pair > 0) & (n > 0), block.S / self.temperature - r["all"][:, None], -xp.inf)
+        return (pair * xp.exp(log_share) - block.P * inverse(n)) / self.temperature

@@ -1,0 +1,76 @@
+"""Triplet losses."""
+
+from dataclasses import dataclass
+
+from xbm import checks
+from xbm.backends import array_namespace
+from xbm.losses.base import PairLoss
+from xbm.losses.functions import softplus
+from xbm.reductions import TopK
+
+
+@dataclass(frozen=True)
+class BatchHardTriplet(PairLoss):
+    r"""Triplet loss of an anchor's hardest pairs: the least similar positive against the most similar negative.
+
+    L_i = [max_N S - min_P S + m]+, or log(1 + exp(max_N S - min_P S + m)) if `soft`; 0 without both sides.
+    Of equally hard rows the one in the lowest slot counts.
+
+    Parameters
+    ----------
+    margin : float
+        m, by how much the positive shall be more similar than the negative (cosine).
+    soft : bool
+        Whether triplets beyond the margin still pull a little.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the margin is no finite number or `soft` no bool.
+
+    Examples
+    --------
+    >>> import numpy as np, xbm
+    >>> anchors = np.asarray([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    >>> objective = xbm.Objective(loss=xbm.BatchHardTriplet(), warmup=0)
+    >>> result = objective.evaluate(xbm.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
+    >>> round(float(result.loss), 4)  # only the second anchor is nearer to the other class: 0.8 - 0.6 + 0.2
+    0.1333
+
+    References
+    ----------
+    Hermans, Beyer, Leibe, "In Defense of the Triplet Loss for Person Re-Identification", arXiv 1703.07737, equation 5;
+    on similarities instead of distances.
+    """
+
+    margin: float = 0.2
+    soft: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "margin", checks.number("margin", self.margin))
+        checks.flag("soft", self.soft)
+
+    def summarise(self, block, r):
+        """Return the hardest pair of either side."""
+        return {"positive": TopK.of(-block.S, block.P, block), "negative": TopK.of(block.S, block.N, block)}
+
+    def value(self, r):
+        """Return L_i."""
+        gap = self._gap(r)[:, 0]
+        xp = array_namespace(gap)
+        return softplus(gap) if self.soft else xp.where(gap > 0, gap, 0.0)
+
+    def weights(self, block, r):
+        """Return the slope of L_i at the hardest negative, and minus that at the hardest positive."""
+        gap = self._gap(r)
+        xp = array_namespace(gap)
+        slope = xp.exp(gap - softplus(gap)) if self.soft else xp.astype(gap > 0, gap.dtype)
+        pull, push = (block.slots[None, :] == r[side].slot for side in ("positive", "negative"))
+        return xp.where(push, slope, 0.0) - xp.where(pull, slope, 0.0)
+
+    def _gap(self, r):
+        """Return max_N S - min_P S + m, (B, 1); -inf where one of the two is missing."""
+        positive, negative = r["positive"], r["negative"]
+        xp = array_namespace(positive.score)
+        both = (positive.slot >= 0) & (negative.slot >= 0)
+        return xp.where(both, negative.similarity - positive.similarity + self.margin, -xp.inf)
