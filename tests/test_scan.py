@@ -1,5 +1,7 @@
 """Losses through the engine: blocks, weights, gradients."""
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -56,11 +58,24 @@ def test_any_block_size_is_one_block(backend, loss, drawn, block_rows, seed):
     all_pairs = backend.array(np.stack([P.T, N.T], axis=1))
 
     class Drawn:
-        def between(self, slots, both):
-            return both[:, 0, :].T, both[:, 1, :].T
+        def meet(self, slots, both):
+            return Met(both)
 
-        def some_positive(self, both):
-            return backend.xp.any(both[:, 0, :] > 0, axis=1)
+        def between(self, met):
+            return met.both[:, 0, :].T, met.both[:, 1, :].T
+
+    class Met(NamedTuple):
+        both: Any
+
+        @property
+        def filled(self):
+            return backend.xp.ones_like(self.both[:, 0, 0])
+
+        def any(self):
+            return backend.xp.any(self.both[:, 1, :] == 0, axis=1)
+
+        def take(self, indices):
+            return Met(backend.xp.take(self.both, indices, axis=0))
 
     found = scan(loss, backend.array(z), backend.array(V), (all_pairs,), Drawn(), block_rows=block_rows)
     np.testing.assert_allclose(backend.numpy(found.value), backend.numpy(value), rtol=1e-12, atol=1e-14)

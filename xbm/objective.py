@@ -19,7 +19,7 @@ distance and age in steps of returning samples' old rows (NaN without any), and 
 were not finite."""
 
 LEAST_ROWS = 256  # memory rows in a block, at least
-HOST_BLOCK = 2**18  # similarities in a block where it should stay in a CPU's cache
+HOST_BLOCK = 2**19  # similarities in a block: more fall out of a CPU's cache, fewer cost more calls
 DEVICE_BLOCK = 2**22  # and where a launch costs more than a block
 MOST_BLOCKS = 16  # for a compiler, which unrolls the walk
 

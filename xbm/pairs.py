@@ -6,6 +6,7 @@ age decay) multiplies.
 
 from typing import Any, NamedTuple
 
+from xbm import backends
 from xbm.backends import array_namespace
 
 Array = Any
@@ -27,7 +28,7 @@ def batch_pairs(labels, key_labels=None, *, dtype):
 
 
 class Keys(NamedTuple):
-    """Integers of B >= 1 anchors, ready to be compared with those of many rows."""
+    """Integers of B >= 1 anchors, ready to be looked up by those of many rows."""
 
     ordered: Array  # (B,) integer
     places: Array  # (B,) floating point, place of each anchor's integer among the ordered ones
@@ -46,19 +47,40 @@ class Keys(NamedTuple):
         met = xp.take(self.ordered, xp.where(place < self.ordered.shape[0], place, 0)) == integers
         return xp.astype(xp.where(met, place, -1), self.places.dtype)
 
-    def equal(self, integers):
-        """Return 1 where an anchor's and a row's integer (m,) are equal, else 0, as (B, m) floating point.
+    def equal(self, places):
+        """Return 1 where an anchor and a row of a place (m,) have the same integer, else 0, as (B, m) floating point.
 
         By arithmetic on places, whole numbers up to B: on a CPU, to compare long integers and to cast the outcome
         takes four times as long.
         """
-        xp = array_namespace(integers)
-        apart = xp.abs(self.places[:, None] - self.places_of(integers)[None, :])
-        return xp.clip(1.0 - apart, min=0.0)
+        xp = array_namespace(places)
+        return xp.clip(1.0 - xp.abs(self.places[:, None] - places[None, :]), min=0.0)
+
+
+class Met(NamedTuple):
+    """What m rows of a memory are to the anchors: places among the anchors' keys, -1 = none of theirs."""
+
+    filled: Array  # (m,) 1, or 0 for an empty slot
+    label: Array  # (m,) place of the row's class
+    own: Array | None  # (m,) place of its slot
+    id: Array | None  # (m,) place of its sample, if it was stored before this call
+
+    def any(self):
+        """Tell of each row (m,) whether it is of some anchor's class, slot or sample; if not, it is a negative to all."""
+        known = [places >= 0 for places in (self.label, self.own, self.id) if places is not None]
+        met = known[0]
+        for one in known[1:]:
+            met = met | one
+        return met
+
+    def take(self, indices):
+        """Return some of the rows."""
+        xp = array_namespace(self.label)
+        return Met(*(None if column is None else xp.take(column, indices) for column in self))
 
 
 class MemoryPairs(NamedTuple):
-    """The pairs of B >= 1 anchors with the rows of a memory, block by block (m rows of its labels, ids and steps).
+    """The pairs of B >= 1 anchors with the rows of a memory, block by block.
 
     An empty slot and the anchor's own slot are no pair. With ids, neither is an older copy of the anchor: a row of
     the anchor's id that was stored before `step`. Two views of one id in the same call stay positives.
@@ -76,18 +98,23 @@ class MemoryPairs(NamedTuple):
         own, ids = (None if one is None else Keys.of(one, dtype) for one in (own, ids))
         return cls(Keys.of(labels, dtype), own, ids, count, step)
 
-    def between(self, slots, labels, ids, stored_at):
-        """Return `(P, N)`, each (B, m), of the anchors and the rows in slots (m,)."""
+    def meet(self, slots, labels, ids, stored_at):
+        """Look the rows in slots (m,) up, by what the memory holds of them, each (m,)."""
         xp = array_namespace(labels)
-        pairs = xp.astype(slots < self.count, self.labels.places.dtype)[None, :]
-        if self.own is not None:
-            pairs = pairs * (1.0 - self.own.equal(slots))
-        if self.ids is not None:
-            older = (ids >= 0) & (stored_at < self.step)
-            pairs = pairs * (1.0 - self.ids.equal(xp.where(older, ids, -2)))
-        P = pairs * self.labels.equal(labels)
-        return P, pairs - P
+        older = (ids >= 0) & (stored_at < self.step)
+        return Met(
+            filled=xp.astype(slots < self.count, self.labels.places.dtype),
+            label=self.labels.places_of(labels),
+            own=None if self.own is None else self.own.places_of(slots),
+            id=None if self.ids is None else self.ids.places_of(xp.where(older, ids, -2)),
+        )
 
-    def some_positive(self, labels, ids, stored_at):
-        """Tell of each row (m,) whether some anchor is of its class, whatever else may part them."""
-        return self.labels.places_of(labels) >= 0
+    def between(self, met):
+        """Return `(P, N)`, each (B, m), of the anchors and the rows they met."""
+        xp, ops = backends.of(met.label)
+        pairs = met.filled[None, :]
+        for keys, places in ((self.own, met.own), (self.ids, met.id)):
+            if keys is not None and ops.known(xp.max(places)) != -1:  # mostly there are none in a block
+                pairs = pairs * (1.0 - keys.equal(places))
+        P = pairs * self.labels.equal(met.label)
+        return P, pairs - P

@@ -49,65 +49,81 @@ def scan(loss, anchors, rows, columns, pairs, *, block_rows, limit=None, gradien
     """
     xp, ops = backends.of(anchors)
     every_anchor = xp.arange(anchors.shape[0], device=anchors.device)
-    walked = isinstance(loss, PairLoss)
-    floor = loss.negative_floor if walked else None
+    size = block_rows if isinstance(loss, PairLoss) else rows.shape[0]
 
     def walk(visit):
         def visit_block(carry, start, block_of_rows, *block_of_columns):
             V = xp.astype(block_of_rows, anchors.dtype, copy=False)
             slots = start + xp.arange(V.shape[0], device=anchors.device)
-            S = anchors @ V.T
-            if floor is not None:
-                some_pair = (xp.max(S, axis=0) > floor) | pairs.some_positive(*block_of_columns)
-                few = ops.few(some_pair)
-                if few is not None:
-                    S = xp.take(S, few, axis=1)
-                    V, slots, *block_of_columns = (xp.take(one, few, axis=0) for one in (V, slots, *block_of_columns))
-            P, N = pairs.between(slots, *block_of_columns)
-            found = visit(Block(S, P, N, slots, every_anchor), V)
+            found = visit(anchors @ V.T, V, slots, pairs.meet(slots, *block_of_columns))
             return found if carry is None else _merge(carry, found)
 
-        return ops.fold(visit_block, (rows, *columns), block_rows if walked else rows.shape[0], limit=limit)
+        return ops.fold(visit_block, (rows, *columns), size, limit=limit)
 
-    def weigh(W, V):
-        few = ops.few(xp.sum(xp.abs(W), axis=0) != 0)  # a NaN is not 0
-        if few is not None:
-            W, V = xp.take(W, few, axis=1), xp.take(V, few, axis=0)
-        return _Weighed(W @ V, xp.count_nonzero(W))
+    def walk_blocks(visit):
+        return walk(lambda S, V, slots, met: visit(Block(S, *pairs.between(met), slots, every_anchor), V))
 
-    if not walked:
+    if not isinstance(loss, PairLoss):
 
         def whole(block, V):
             value, W = loss.whole(block)
-            return value, (weigh(W, V) if gradient else _Weighed(None, None))
+            return value, (_weigh(W, V) if gradient else _Weighed(None, None))
 
-        value, weighed = walk(whole)
+        value, weighed = walk_blocks(whole)
         return Scanned(value, *weighed)
 
-    r = {}
-    *earlier, last = loss.stages
-    for stage in earlier:
-        r = r | results(walk(lambda block, V, stage=stage: stage(block, r)))
-
-    if not gradient:
-        r = r | results(walk(lambda block, V: last(block, r)))
-        return Scanned(loss.value(r), None, None)
-
-    if isinstance(loss, SidedPairLoss):
-
-        def summarise_and_weigh(block, V):
-            sides = loss.sides(block)
-            return loss.tally(block, *sides), *(weigh(W, V) for W in sides)
-
-        summaries, positive, negative = walk(summarise_and_weigh)
-        r = r | results(summaries)
+    if isinstance(loss, SidedPairLoss) and gradient:
+        (of_positive, positive), (of_negative, negative) = walk(lambda S, V, _, met: _sided(loss, S, V, pairs, met))
+        r = results(of_positive | of_negative)
         f_positive, f_negative = loss.factors(r)
         total = f_positive[:, None] * positive.gradient + f_negative[:, None] * negative.gradient
         return Scanned(loss.value(r), total, positive.pairs + negative.pairs)
 
-    r = r | results(walk(lambda block, V: last(block, r)))
-    weighed = walk(lambda block, V: weigh(loss.weights(block, r), V))
-    return Scanned(loss.value(r), *weighed)
+    r = {}
+    for stage in loss.stages:
+        r = r | results(walk_blocks(lambda block, V, stage=stage: stage(block, r)))
+    if not gradient:
+        return Scanned(loss.value(r), None, None)
+    return Scanned(loss.value(r), *walk_blocks(lambda block, V: _weigh(loss.weights(block, r), V)))
+
+
+def _sided(loss, S, V, pairs, met):
+    """Return `(summaries, weighed)` of either side of a block, from the rows that can matter to it where those are few.
+
+    Rows that no anchor meets are negatives to all: most rows, and nothing but their similarity need be looked at.
+    """
+    xp, ops = backends.of(S)
+
+    def pull(S, P, V):
+        side = loss.positive(S, P)
+        return side.summaries, _weigh(side.weights, V)
+
+    def push(S, N, V):
+        if loss.negative_floor is not None:
+            above = ops.few(xp.max(S, axis=0) > loss.negative_floor)
+            if above is not None:
+                S, N, V = xp.take(S, above, axis=1), xp.take(N, above, axis=1), xp.take(V, above, axis=0)
+        side = loss.negative(S, N)
+        return side.summaries, _weigh(side.weights, V)
+
+    some = met.any() | (xp.arange(S.shape[1], device=S.device) == 0)  # at least one
+    few = ops.few(some)
+    if few is None:
+        P, N = pairs.between(met)
+        return pull(S, P, V), push(S, N, V)
+    P, N = pairs.between(met.take(few))
+    others = xp.broadcast_to((met.filled * xp.astype(~some, S.dtype))[None, :], S.shape)
+    S_few, V_few = xp.take(S, few, axis=1), xp.take(V, few, axis=0)
+    return pull(S_few, P, V_few), _merge(push(S_few, N, V_few), push(S, others, V))
+
+
+def _weigh(W, V):
+    """Return W V, reading only the rows of some weight where those are few."""
+    xp, ops = backends.of(W)
+    few = ops.few(xp.sum(xp.abs(W), axis=0) != 0)  # a NaN is not 0
+    if few is not None:
+        W, V = xp.take(W, few, axis=1), xp.take(V, few, axis=0)
+    return _Weighed(W @ V, xp.count_nonzero(W))
 
 
 class _Weighed(NamedTuple):

@@ -54,10 +54,6 @@ class PairLoss(Staged, RowLoss):
     block. A loss that must know something of the whole row before it can reduce overrides `stages`.
     """
 
-    negative_floor: float | None = (
-        None  # similarity up to which a negative is as good as none, so that it may be left out
-    )
-
     @abstractmethod
     def value(self, r):
         """Return L_i, (B,), from the results {name: result} of the whole rows."""
@@ -78,20 +74,30 @@ class PairLoss(Staged, RowLoss):
         return value, W
 
 
+class Side(NamedTuple):
+    """What a loss says of the positive or the negative pairs of a block."""
+
+    weights: Array  # (B, m) before the side's factor
+    summaries: dict[str, Any]  # {name: reduction over the side's pairs}
+
+
 class SidedPairLoss(PairLoss):
     """A pair loss whose weights know the rest of the row only by one factor per anchor and side.
 
-    W = f_P W_P + f_N W_N with `sides(block) = (W_P, W_N)` and `factors(r) = (f_P, f_N)`, so the gradient is
-    gathered while the row is still being summarised, and the memory is walked once.
+    W = f_P W_P + f_N W_N with `factors(r) = (f_P, f_N)`, so the gradient is gathered while the row is still being
+    summarised, and the memory is walked once. Either side is asked alone, and of the rows that can matter to it, in
+    any order.
     """
 
-    @abstractmethod
-    def sides(self, block):
-        """Return `(W_P, W_N)`, each (B, m), before the factors."""
+    negative_floor: float | None = None  # similarity up to which a negative is as good as none
 
     @abstractmethod
-    def tally(self, block, positive, negative):
-        """Return {name: reduction over the block's pairs}, with the block's sides at hand."""
+    def positive(self, S, P):
+        """Return the positive `Side` of similarities and pair weights, each (B, m)."""
+
+    @abstractmethod
+    def negative(self, S, N):
+        """Return the negative `Side` of similarities and pair weights, each (B, m)."""
 
     @abstractmethod
     def factors(self, r):
@@ -99,12 +105,13 @@ class SidedPairLoss(PairLoss):
 
     def summarise(self, block, r):
         """Return {name: reduction over the block's pairs}."""
-        return self.tally(block, *self.sides(block))
+        return self.positive(block.S, block.P).summaries | self.negative(block.S, block.N).summaries
 
     def weights(self, block, r):
         """Return dL_i/dS_ij, (B, m), for one block."""
-        (positive, negative), (f_positive, f_negative) = self.sides(block), self.factors(r)
-        return f_positive[:, None] * positive + f_negative[:, None] * negative
+        f_positive, f_negative = self.factors(r)
+        W_P, W_N = self.positive(block.S, block.P).weights, self.negative(block.S, block.N).weights
+        return f_positive[:, None] * W_P + f_negative[:, None] * W_N
 
 
 def summarised(stages, block):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from xbm import backends, checks
 from xbm.backends import array_namespace
-from xbm.losses.base import SidedPairLoss
+from xbm.losses.base import Side, SidedPairLoss
 from xbm.losses.functions import inverse
 from xbm.reductions import Sum
 
@@ -59,21 +59,21 @@ class Contrastive(SidedPairLoss):
         """m_N: up to it a negative counts for nothing."""
         return self.neg_margin
 
-    def sides(self, block):
-        """Return 1 for positives below m_P, and 1 for negatives above m_N."""
-        _, ops = backends.of(block.S)
-        S, P, N = block.S, block.P, block.N
-        return P * ops.is_positive(self.pos_margin - S), N * ops.is_positive(S - self.neg_margin)
+    def positive(self, S, P):
+        """Return the positives below m_P, by how much they are, and n_P."""
+        W, summaries = self._beyond(self.pos_margin - S, P, "positive")
+        return Side(W, summaries | ({"n_positive": Sum.of(P)} if self.reduction == "mean" else {}))
 
-    def tally(self, block, positive, negative):
-        """Return the hinges' sums, and the counts that the mean divides by."""
-        sums = {
-            "positive": Sum.of(positive * (self.pos_margin - block.S)),
-            "negative": Sum.of(negative * (block.S - self.neg_margin)),
-        }
-        if self.reduction == "mean":
-            sums |= {"n_positive": Sum.of(block.P), "n_active": Sum.of(negative)}
-        return sums
+    def negative(self, S, N):
+        """Return the negatives above m_N, by how much they are, and n_A."""
+        W, summaries = self._beyond(S - self.neg_margin, N, "negative")
+        return Side(W, summaries | ({"n_active": Sum.of(W)} if self.reduction == "mean" else {}))
+
+    def _beyond(self, gap, pairs, name):
+        """Return the pairs whose gap is above 0, and the sum of their gaps."""
+        _, ops = backends.of(gap)
+        W = pairs * ops.is_positive(gap)
+        return W, {name: Sum.of(W * gap)}
 
     def value(self, r):
         """Return L_i."""
