@@ -116,10 +116,13 @@ def between(old, new, *, normalize=True):
     1.0
     """
     checks.flag("normalize", normalize)
-    checks.embeddings("new", new, old)
-    if new.shape != old.shape:
-        raise ValueError(f"old and new must hold the same samples, got {tuple(old.shape)} and {tuple(new.shape)}")
-    xp, ops = backends.of(new)
+    xp, ops = backends.of(old)
+    checks.same_library("new", new, old)
+    shapes = tuple(old.shape), tuple(new.shape)
+    if shapes[0] != shapes[1] or len(shapes[0]) != 2 or 0 in shapes[0]:
+        raise ValueError(f"old and new must be (n, D) rows of the same samples, got {shapes[0]} and {shapes[1]}")
+    if not {old.dtype, new.dtype} <= set(checks.floats(xp)):
+        raise TypeError(f"old and new must be floating point, got {old.dtype} and {new.dtype}")
     dtype = xp.float64 if xp.float64 in (old.dtype, new.dtype) else xp.float32
     old, new = (xp.astype(ops.stop_gradient(rows), dtype, copy=False) for rows in (old, new))
     if normalize:

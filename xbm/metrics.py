@@ -1,10 +1,11 @@
 """Retrieval metrics: how often the nearest neighbours of an embedding are of its class.
 
 Neighbours are selected, never fully sorted, for a block of queries at a time: extra memory is one block of
-similarities, never all of them.
+similarities, never all of them. A few among many items are selected in two stages, see `_largest`.
 """
 
 from collections.abc import Iterable
+from math import isqrt
 from typing import Any, NamedTuple
 
 from array_api_compat import device as device_of
@@ -15,8 +16,9 @@ from xbm.normalization import normalize
 
 Array = Any
 
-BLOCK_ELEMENTS = 2**20  # similarities in a block, unless that leaves fewer than LEAST_ROWS queries
-LEAST_ROWS = 128  # with fewer a product is slower than memory
+BLOCK_ELEMENTS = 2**25  # similarities in a block, unless that leaves fewer than LEAST_ROWS queries
+LEAST_ROWS, MOST_ROWS = 128, 512  # with fewer queries a product is slower than memory; more make it no faster
+LEAST_WIDTH = 16  # items to a chunk below which the maxima of chunks leave too little out
 
 
 class Retrieval(NamedTuple):
@@ -94,16 +96,17 @@ def retrieval(embeddings, labels, *, gallery=None, gallery_labels=None, k=(1,), 
     ordered = xp.sort(item_labels)
     R = xp.searchsorted(ordered, labels, side="right") - xp.searchsorted(ordered, labels, side="left") - itself
     some = xp.astype(xp.clip(R, min=1), Z.dtype)
-    deepest = min(max(1, *ks, int(xp.max(R))), V.shape[0] - itself)
-    rank = xp.arange(1, deepest + 1, dtype=R.dtype, device=device_of(Z))
+    most = int(xp.max(R))  # ranks that R-precision and MAP@R look at, at most
+    deepest = min(max(1, *ks, most), V.shape[0] - itself)
+    rank = xp.arange(1, most + 1, dtype=R.dtype, device=device_of(Z))
 
     figures = []
     for block, nearest in _nearest(Z, V, deepest, itself, block_rows):
         found = xp.reshape(xp.take(item_labels, xp.reshape(nearest, (-1,))), nearest.shape)
         relevant = found == labels[block][:, None]
-        rel = xp.astype(relevant & (rank[None, :] <= R[block][:, None]), Z.dtype)
+        rel = xp.astype(relevant[:, :most] & (rank[None, :] <= R[block][:, None]), Z.dtype)
         precision = xp.cumulative_sum(rel, axis=1) / xp.astype(rank, Z.dtype)
-        recall = [xp.astype(xp.any(relevant & (rank <= one)[None, :], axis=1), Z.dtype) for one in ks]
+        recall = [xp.astype(xp.any(relevant[:, : min(one, deepest)], axis=1), Z.dtype) for one in ks]
         r_precision, map_at_r = (xp.sum(x, axis=1) / some[block] for x in (rel, precision * rel))
         figures.append(xp.stack([*recall, r_precision, map_at_r]))
 
@@ -162,19 +165,41 @@ def _nearest(Z, V, k, itself, block_rows):
     `itself` is 1 where V is Z and each query's own row is no item, else 0.
     """
     xp, ops = backends.of(Z)
-    size = block_rows or max(LEAST_ROWS, BLOCK_ELEMENTS // V.shape[0])
+    size = block_rows or max(LEAST_ROWS, min(BLOCK_ELEMENTS // V.shape[0], MOST_ROWS))
     for start in range(0, Z.shape[0], size):
         block = slice(start, min(start + size, Z.shape[0]))
         with ops.full_precision(Z):
             S = Z[block, :] @ V.T
-        _, indices = ops.top_k(S, k + itself)
+        indices = _largest(S, k + itself)
         if itself:
-            # One more was selected: the query itself moves to the end and is cut off, or the last one is, where
-            # the query is not among them (copies of lower index come before it).
+            # One more was selected: the query itself is stepped over, or the last one is, where the query is not
+            # among them (copies of lower index come before it).
             own = xp.arange(block.start, block.stop, dtype=indices.dtype, device=device_of(Z))
-            others_first = xp.argsort(xp.astype(indices == own[:, None], xp.int8), axis=1, stable=True)
-            indices = xp.take_along_axis(indices, others_first[:, :k], axis=1)
+            passed = xp.cumulative_sum(xp.astype(indices[:, :k] == own[:, None], indices.dtype), axis=1)
+            rank = xp.arange(k, dtype=indices.dtype, device=device_of(Z))
+            indices = xp.take_along_axis(indices, rank[None, :] + passed, axis=1)
         yield block, indices
+
+
+def _largest(S, k):
+    """Return the indices (b, k) of the k largest of each row of S, in falling order, of equal ones the lowest first.
+
+    The k largest lie in the k chunks of a row whose maxima are largest, and in what is left over at its end: so a
+    few are selected among the chunks, then among their entries.
+    """
+    xp, ops = backends.of(S)
+    rows, columns = S.shape
+    width = isqrt(columns // k)  # makes both selections equally long
+    if width < LEAST_WIDTH:
+        return ops.top_k(S, k)[1]
+    chunks = columns // width
+    _, best = ops.top_k(xp.max(xp.reshape(S[:, : chunks * width], (rows, chunks, width)), axis=2), k)
+    best = xp.sort(best, axis=1)  # then of equal entries the first is the one of the lowest index
+    column = xp.arange(columns, dtype=best.dtype, device=device_of(S))
+    inside = xp.reshape(best[:, :, None] * width + column[:width], (rows, -1))
+    entries = xp.concat([inside, xp.broadcast_to(column[chunks * width :], (rows, columns - chunks * width))], axis=1)
+    _, places = ops.top_k(xp.take_along_axis(S, entries, axis=1), k)
+    return xp.take_along_axis(entries, places, axis=1)
 
 
 def _compared(embeddings, gallery, block_rows):

@@ -45,7 +45,7 @@ class MultiSimilarityMiner(Miner):
     >>> objective = xbm.Objective(loss=xbm.MultiSimilarity(), miner=xbm.MultiSimilarityMiner(), warmup=0)
     >>> result = objective.evaluate(xbm.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
     >>> round(float(result.loss), 4)  # the second anchor's pairs
-    0.1994
+    0.1997
 
     References
     ----------

@@ -66,7 +66,7 @@ class Met(NamedTuple):
     id: Array | None  # (m,) place of its sample, if it was stored before this call
 
     def any(self):
-        """Tell of each row (m,) whether it is of some anchor's class, slot or sample; if not, it is a negative to all."""
+        """Tell of each row (m,) whether it is of some anchor's class, slot or sample; others are negatives to all."""
         known = [places >= 0 for places in (self.label, self.own, self.id) if places is not None]
         met = known[0]
         for one in known[1:]:

@@ -99,7 +99,11 @@ class TopK(NamedTuple):
             order = xp.argmax(self.score, axis=1, keepdims=True)
         else:
             order = xp.argsort(self.score, axis=1, descending=True, stable=True)[:, :k]
-        return TopK(*(xp.take_along_axis(column, order, axis=1) for column in self))
+        rows, width = self.score.shape
+        # Not take_along_axis: torch.compile would tie the graph to one batch size.
+        first = xp.arange(rows, dtype=order.dtype, device=order.device) * width
+        places = xp.reshape(order + first[:, None], (-1,))
+        return TopK(*(xp.reshape(xp.take(xp.reshape(column, (-1,)), places), order.shape) for column in self))
 
 
 def _finite(peak):

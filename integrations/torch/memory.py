@@ -56,7 +56,7 @@ class Memory(torch.nn.Module):
                 buffer.copy_(value)
 
     def _apply(self, fn, recurse=True):
-        """Let `.to(device)` move the memory, and keep its dtypes through `.half()` and `.to(dtype)`."""
+        """Let `.to(device)` move the memory, and keep its own dtypes through `.half()` and `.to(dtype)`."""
 
         def keeping_dtype(tensor):
             try:
@@ -67,7 +67,10 @@ class Memory(torch.nn.Module):
                 return tensor  # nothing to move yet
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        return super()._apply(keeping_dtype, recurse)
+        if recurse:
+            for child in self.children():
+                child._apply(fn)
+        return super()._apply(keeping_dtype, recurse=False)
 
     def __deepcopy__(self, memo):
         """Return a copy without the rows."""

@@ -195,7 +195,7 @@ class XBM(Memory):
         TypeError, ValueError
             If a batch does not fit; batches before it stay stored.
         """
-        device, offered = self.embeddings.device, 0
+        device, offered = self._state().embeddings.device, 0
         for batch in loader:
             if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
                 raise TypeError(

@@ -1,6 +1,5 @@
 """The PyTorch module: what every adapter owes, and what its users expect."""
 
-import copy
 import subprocess
 import sys
 from dataclasses import replace
@@ -481,14 +480,6 @@ def test_repr_shows_the_options():
     text = repr(XBM(4, 8, weight=0.5, dtype=torch.bfloat16))
     for option in ("dim=4", "capacity=8", "Contrastive", "weight=0.5", "torch.bfloat16", "copies='exclude'"):
         assert option in text
-
-
-def test_a_copy_goes_its_own_way():
-    module = XBM(4, 8)
-    other = copy.deepcopy(module)
-    x, labels, ids = next(numbers(0, 1))
-    module(x, labels, ids=ids)
-    assert int(other.count) == 0
 
 
 @pytest.mark.parametrize(

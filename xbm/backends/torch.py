@@ -102,6 +102,8 @@ def attach_gradient(value, *pairs):
     cast to x's, so that a loss scaler's factor rescues what half precision alone would flush to zero.
     A graph that `value` has already, to learned parameters, stays.
     """
+    if not (torch.is_grad_enabled() and any(x.requires_grad for x, _ in pairs)):
+        return value
     return _ClosedForm.apply(value, *(tensor for x, gradient in pairs for tensor in (x, gradient.detach())))
 
 

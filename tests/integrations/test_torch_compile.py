@@ -1,0 +1,145 @@
+"""torch.compile: the whole call in one graph, the same numbers, and no more graphs than batch sizes call for."""
+
+import pytest
+import torch
+from hypothesis import given
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from tests.integrations.test_torch import numbers
+from tests.strategies import histories
+from xbm.integrations.torch import XBM
+from xbm.losses import LOSSES
+from xbm.memory import MemoryState
+
+OPTIONS = [
+    {},
+    {"loss": "multi-similarity", "miner": "multi-similarity"},
+    {"reduction": "sum", "weight": 0.3, "copies": "keep"},
+    {"in_batch": False, "normalize": False},
+    {"dtype": torch.bfloat16},
+]
+
+
+# PyTorch's own, of the classes and functions that its compilers use.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def batches(sizes, dim=4, seed=0):
+    """Yield batches of these sizes, returning samples among them."""
+    generator = torch.Generator().manual_seed(seed)
+    for size in sizes:
+        ids = torch.randint(30, (size,), generator=generator)
+        yield torch.randn(size, dim, generator=generator), ids % 3, ids
+
+
+def assert_same(eager, compiled, call, history, **tolerance):
+    """Assert that two modules give the same losses, gradients, figures and memories, call for call."""
+    for x, labels, ids in history:
+        found = []
+        for one in (eager, call):
+            leaf = x.clone().requires_grad_()
+            loss = one(leaf, labels, ids=ids)
+            loss.backward()
+            found.append((loss.detach(), leaf.grad))
+        (loss, gradient), (same_loss, same_gradient) = found
+        torch.testing.assert_close(same_loss, loss, **tolerance)
+        torch.testing.assert_close(same_gradient, gradient, **tolerance)
+        torch.testing.assert_close(compiled.figures, eager.figures, equal_nan=True, rtol=1e-4, atol=1e-5)
+        for name in MemoryState._fields:
+            torch.testing.assert_close(getattr(compiled, name), getattr(eager, name), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_compiled_is_eager_in_three_graphs(options):
+    """The first size, any other, and 1: filling, full, wrapped, and batches larger than the memory need no more."""
+    eager, compiled = (XBM(4, 20, **{"warmup": 2} | options) for _ in range(2))
+    counter = CompileCounterWithBackend("aot_eager")
+    call = torch.compile(compiled, backend=counter, fullgraph=True)
+    assert_same(eager, compiled, call, batches([8, 6, 7, 8, 1, 5, 1, 30, 8]))
+    assert counter.frame_count == 3
+
+
+def test_any_history_compiled_is_eager():
+    """One module compiled once, and sent through histories from an empty memory on."""
+    eager, compiled = (XBM(3, 7, warmup=1) for _ in range(2))
+    empty = compiled.state_dict()
+    empty = {name: value.clone() for name, value in empty.items()}
+    call = torch.compile(compiled, backend="aot_eager", fullgraph=True)
+
+    @given(history=histories(dim=3, with_ids=True))
+    def holds(history):
+        for one in (eager, compiled):
+            one.load_state_dict(empty)
+        assert_same(eager, compiled, call, (tuple(map(torch.tensor, batch[:3])) for batch in history))
+
+    holds()
+
+
+def test_masks_keys_and_evaluation_are_compiled_too():
+    eager, compiled = (XBM(4, 20, warmup=1) for _ in range(2))
+    call = torch.compile(compiled, backend="aot_eager", fullgraph=True)
+    for x, labels, ids in batches([6, 6, 6]):
+        for options in ({"enqueue": labels > 0}, {"keys": x.flip(0), "key_labels": labels.flip(0)}, {"ids": ids}):
+            torch.testing.assert_close(call(x, labels, **options), eager(x, labels, **options))
+    eager.eval(), compiled.eval()
+    before = {name: getattr(compiled, name).clone() for name in MemoryState._fields}
+    with torch.no_grad():
+        torch.testing.assert_close(call(x, labels), eager(x, labels))
+    assert all(torch.equal(getattr(compiled, name), value) for name, value in before.items())
+
+
+def test_encoder_and_memory_in_one_graph():
+    encoder, module = torch.nn.Linear(6, 4), XBM(4, 20, warmup=1)
+    counter = CompileCounterWithBackend("aot_eager")
+    call = torch.compile(lambda x, labels: module(encoder(x), labels), backend=counter, fullgraph=True)
+    for x, labels, _ in numbers(0, 3, dim=6):
+        call(x, labels).backward()
+    assert counter.frame_count == 1
+    assert int(module.count) == 18
+    assert encoder.weight.grad is not None
+
+
+def test_a_large_memory_is_walked_in_sixteen_blocks_at_most():
+    """A compiler unrolls the walk: one product with a block's rows each, whatever the capacity."""
+    module, products = XBM(4, 2**15, warmup=0), []
+
+    def count(graph, _):
+        products.append(sum("matmul" in str(node.target) for node in graph.graph.nodes))
+        return graph
+
+    x, labels, _ = next(numbers(0, 1))
+    torch.compile(module, backend=count, fullgraph=True)(x, labels)
+    assert products[0] <= 16 * 3 + 6  # similarities and either side's weights, and the batch's own
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_inductor_agrees(loss):
+    eager, compiled = (XBM(4, 300, loss, warmup=1) for _ in range(2))
+    call = torch.compile(compiled, fullgraph=True)
+    assert_same(eager, compiled, call, batches([6, 6, 6]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_compiled_too(dtype):
+    eager, compiled = (XBM(4, 20, warmup=1, dtype=dtype) for _ in range(2))
+    call = torch.compile(compiled, backend="aot_eager", fullgraph=True)
+    with torch.autocast("cpu", dtype):
+        history = [(x.to(dtype), labels, ids) for x, labels, ids in batches([6, 6, 5])]
+        assert_same(eager, compiled, call, history)
+
+
+def test_a_function_as_a_loss_says_that_it_is_eager():
+    module = XBM(4, 20, lambda S, positive, negative: (S * negative).sum(dim=1), warmup=0)
+    x, labels, _ = next(numbers(0, 1))
+    with pytest.raises(Exception, match="runs eagerly only"):
+        torch.compile(module, backend="aot_eager", fullgraph=True)(x, labels)
