@@ -9,12 +9,13 @@ from xbm import (
     MultiSimilarity,
     MultiSimilarityMiner,
     PairLoss,
+    RowLoss,
     Sum,
     SupCon,
     TopK,
 )
 from xbm.losses.functions import softplus
-from xbm.mining import Mined
+from xbm.mining import Mined, mined
 
 
 class NTXent(PairLoss):
@@ -77,6 +78,20 @@ class HardestNegatives(PairLoss):
         return xp.astype(chosen, block.S.dtype) / self.k
 
 
+class AllTriplets(RowLoss):
+    """sum_P sum_N sp(S_n - S_p): whole rows, and no summaries."""
+
+    def __repr__(self):
+        return type(self).__name__
+
+    def whole(self, block):
+        xp = array_namespace(block.S)
+        gap = block.S[:, None, :] - block.S[:, :, None]  # (B, p, n)
+        triplet = block.P[:, :, None] * block.N[:, None, :]
+        slope = triplet / (1.0 + xp.exp(-gap))
+        return xp.sum(triplet * softplus(gap), axis=(1, 2)), xp.sum(slope, axis=1) - xp.sum(slope, axis=2)
+
+
 LOSSES = [
     Contrastive(),
     Contrastive(reduction="sum"),
@@ -87,11 +102,13 @@ LOSSES = [
     BatchHardTriplet(margin=0.0, soft=True),
     SupCon(),
     SupCon(temperature=0.5),
-    Mined(MultiSimilarity(), MultiSimilarityMiner()),
-    Mined(Contrastive(), MultiSimilarityMiner(epsilon=0.3)),
+    Mined(MultiSimilarity(), MultiSimilarityMiner(epsilon=0.1414213)),
+    Mined(Contrastive(), MultiSimilarityMiner(epsilon=0.2718281)),
     NTXent(),
-    Mined(NTXent(), MultiSimilarityMiner()),
+    Mined(NTXent(), MultiSimilarityMiner(epsilon=0.1414213)),
     HardestNegatives(),
+    AllTriplets(),
+    mined(AllTriplets(), MultiSimilarityMiner(epsilon=0.1414213)),
 ]
 
 

@@ -20,13 +20,6 @@ OPTIONS = [
 ]
 
 
-# PyTorch's own, of the classes and functions that its compilers use.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
-]
-
-
 @pytest.fixture(autouse=True)
 def _fresh():
     torch.compiler.reset()
