@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from xbm.experiments import glyphs
 from xbm.experiments.charts import PALETTE
+from xbm.experiments.demo import one_run
 from xbm.experiments.plan import Plan
-from xbm.experiments.training import train
 
 SEEDS = (0, 1, 2)
 
@@ -23,7 +23,7 @@ def main():
     figure = Figure((7.2, 3.2), layout="constrained")
     axes = figure.subplots()
     for memory, colour in ((False, PALETTE["run-1"][0]), (True, PALETTE["run-2"][0])):
-        runs = [train(Plan(seed=seed), *data, memory=memory) for seed in SEEDS]
+        runs = [one_run(Plan(seed=seed), *data, memory=memory) for seed in SEEDS]
         for run in runs:
             axes.plot(run.recall_steps, run.recall, color=colour, alpha=0.3, linewidth=1)
             print(f"{run.name}: R@1 {run.recall_at_1:.3f}, MAP@R {run.map_at_r:.3f}, {run.seconds:.1f} s", flush=True)

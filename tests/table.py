@@ -76,11 +76,15 @@ NOT_APPLICABLE = {
 """(test, backend): why it cannot run there."""
 
 NEEDS = {
-    "tests/integrations/test_torch.py": ("torch",),
-    "tests/experiments": ("torch", "matplotlib", "rich"),
+    "tests/integrations": ("torch",),
+    "tests/experiments": ("torch", "matplotlib", "rich", "safetensors"),
     "tests/test_docs.py": ("torch",),
+    "tests/test_benchmarks.py": ("torch", "click", "rich"),
 }
 """Tests of one framework: path and the packages without which they are left out."""
+
+DATA = {"XBM_OMNIGLOT": "Omniglot's pictures are not part of the repository: the variable names them where they are"}
+"""Variable with the path of a data set: why tests of that are skipped without it."""
 
 
 def required():

@@ -12,6 +12,7 @@ from xbm.losses import (
     MultiSimilarity,
     PairLoss,
     RowLoss,
+    Side,
     SidedPairLoss,
     SupCon,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "PairLoss",
     "RowLoss",
     "Rows",
+    "Side",
     "SidedPairLoss",
     "Step",
     "Sum",

@@ -4,7 +4,7 @@ In formulas: S the cosine similarities, P and N the positive and negative pairs 
 [x]+ = max(x, 0).
 """
 
-from xbm.losses.base import Block, PairLoss, RowLoss, SidedPairLoss, Staged
+from xbm.losses.base import Block, PairLoss, RowLoss, Side, SidedPairLoss, Staged
 from xbm.losses.contrastive import Contrastive
 from xbm.losses.custom import Differentiated
 from xbm.losses.multi_similarity import MultiSimilarity
@@ -20,6 +20,7 @@ __all__ = [
     "MultiSimilarity",
     "PairLoss",
     "RowLoss",
+    "Side",
     "SidedPairLoss",
     "Staged",
     "SupCon",
