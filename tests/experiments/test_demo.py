@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from xbm.experiments import glyphs
 from xbm.experiments.cli import main
+from xbm.experiments.demo import one_run
 from xbm.experiments.plan import Plan, plan_of
-from xbm.experiments.training import train
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,8 @@ def test_quick_demo_ends_with_a_table_and_a_report(tmp_path):
 
 
 def test_the_runs_differ_by_the_memory_alone(data):
-    plan = Plan(steps=20, warmup=10, capacity=64, evaluations=2)
-    without, with_memory = (train(plan, *data, memory=memory) for memory in (False, True))
+    plan = Plan(steps=20, warmup=10, capacity=64, evaluate_every=10)
+    without, with_memory = (one_run(plan, *data, memory=memory) for memory in (False, True))
     assert without.figures["batch_loss"][0] == with_memory.figures["batch_loss"][0]  # at step 10, the last without it
     assert without.figures["batch_loss"][1] != with_memory.figures["batch_loss"][1]
     assert with_memory.figures["memory_loss"][0] == 0 < with_memory.figures["memory_loss"][1]
@@ -49,8 +49,8 @@ def test_the_runs_differ_by_the_memory_alone(data):
 
 
 def test_a_seed_fixes_the_run(data):
-    plan = Plan(steps=10, warmup=2, capacity=64, evaluations=1)
-    first, again, other = (train(one, *data, memory=True) for one in (plan, plan, Plan(**vars(plan) | {"seed": 1})))
+    plan = Plan(steps=10, warmup=2, capacity=64, evaluate_every=10)
+    first, again, other = (one_run(one, *data, memory=True) for one in (plan, plan, Plan(**vars(plan) | {"seed": 1})))
     assert first.figures["batch_loss"] == again.figures["batch_loss"]
     np.testing.assert_array_equal(first.neighbours, again.neighbours)
     assert first.figures["batch_loss"] != other.figures["batch_loss"]
@@ -101,14 +101,15 @@ def test_without_its_packages_the_command_says_what_to_install():
     assert "Traceback" not in result.stderr
 
 
-def test_help_loads_no_framework():
+@pytest.mark.parametrize(("command", "option"), [("demo", "--quick"), ("train", "--resume"), ("eval", "--data")])
+def test_help_loads_no_framework(command, option):
     program = """
 import sys
 from xbm.experiments.cli import main
 try:
-    main(["demo", "--help"])
+    main([sys.argv[1], "--help"])
 finally:
     assert "torch" not in sys.modules
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "--quick" in result.stdout
+    run = [sys.executable, "-c", program, command]
+    assert option in subprocess.run(run, capture_output=True, text=True, check=True).stdout

@@ -337,3 +337,99 @@ def test_too_few_or_too_many_runs(tmp_path, count):
 def test_neighbours_of_other_images(tmp_path):
     with pytest.raises(ValueError, match=re.escape("(40, 28, 28), (40,) and, for 'with memory', (39, 10)")):
         write(tmp_path / "report.html", [replace(PAIR[1], neighbours=PAIR[1].neighbours[1:])])
+
+
+def photographs(height, width):
+    """Return 40 pictures, each of a colour of its own in the middle and grey round it."""
+    pictures = np.full((40, height, width, 3), 128, np.uint8)
+    pictures[:, 2:-2, 2:-2] = np.random.default_rng(1).integers(256, size=(40, 1, 1, 3))
+    return pictures
+
+
+def shown(page):
+    """Return the picture of all images as RGBA, and the places (column, row) of those shown, in order."""
+    (uri,) = re.findall(r"data:image/\w+;base64,([\w+/=]+)", page.source)
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri))).convert("RGBA")).astype(int)
+    styles = [given["style"] for _, given in page.elements if given.get("class") == "glyph"]
+    return sheet, [tuple(map(int, re.fullmatch(r"--x: (\d+); --y: (\d+)", style).groups())) for style in styles]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "side", "thumbnail"),
+    [(100, 200, 64, (32, 64)), (300, 150, 64, (64, 32)), (40, 30, 40, (40, 30)), (12, 9, 12, (12, 9))],
+)
+def test_photographs_are_shown_as_thumbnails_in_their_places(page, height, width, side, thumbnail):
+    images = photographs(height, width)
+    parsed = page(bare(*PAIR), images=images)
+    sheet, places = shown(parsed)
+    expected = [i for query in QUERIES for i in (query, *(j for one in PAIR for j in one.neighbours[query]))]
+    assert sheet.shape[1] == report.SPRITES * side
+    for (x, y), i in zip(places, expected, strict=True):
+        square = sheet[y * side : (y + 1) * side, x * side : (x + 1) * side]
+        assert (square[..., 3] > 0).sum() == np.prod(thumbnail)
+        middle = square[side // 2, side // 2]
+        np.testing.assert_allclose(middle, [*images[i, height // 2, width // 2], 255], atol=0 if side == 12 else 12)
+    assert "invert" not in parsed.source
+    assert "pixelated" not in parsed.source
+
+
+def test_large_photographs_make_no_large_page(page):
+    images = np.random.default_rng(0).integers(256, size=(40, 200, 200, 3), dtype=np.uint8)  # noise: the worst there is
+    (uri,) = re.findall(r"data:image/\w+;base64,[\w+/=]+", page(bare(*PAIR), images=images, queries=range(40)).source)
+    assert len(uri) < 40 * 64 * 64
+
+
+def test_ink_is_turned_over_in_the_dark(whole):
+    assert "invert" in whole.source
+    assert "pixelated" in whole.source
+
+
+def test_classes_have_names(page):
+    names = ["cat", "dog", "<b>", "fox", "owl"]
+    parsed = page(bare(*PAIR), names=names)
+    assert parsed.labels("glyph")[0] == f"query of class {names[LABELS[QUERIES[0]]]}"
+    assert "class <b>" in parsed.text
+
+
+@pytest.mark.parametrize("watched", ["test", "validation"])
+def test_recall_is_that_of_the_classes_watched(page, watched):
+    one = replace(PAIR[1], figures={})
+    assert f"is R@1 on the {watched} classes at that step" in page([one], watched=watched).text
+
+
+def test_a_single_run_is_introduced(page):
+    text = page(bare(PAIR[1])).text
+    assert "R@1 0.728 with a memory of 8,192 rows" in text
+    assert "On 40 test images of 5 classes that the network never saw." in text
+
+
+def probed(one):
+    values = {10: np.linspace(0.5, 0.01, 5), 100: [np.nan, np.nan, 1.5, 1.0, 0.3], 1000: [np.nan] * 5}
+    return replace(one, recall=[], figures={}, probe_steps=[40, 80, 120, 160, 200], probe=values)
+
+
+def test_the_slow_drift_is_drawn(page):
+    text = page([probed(one) for one in PAIR]).text
+    assert "Slow drift" in text
+    for one in PAIR:
+        for steps in (10, 100):
+            assert f"{one.name}: {steps} steps apart" in text
+    assert "1,000 steps apart" not in text  # never read
+    assert text.count("memory on") == 2  # the chart comes in two sizes
+    assert not re.search("Slow drift", page(bare(*PAIR)).text)
+
+
+def test_the_slow_drift_is_drawn_on_a_logarithmic_axis():
+    (chart,) = dict(charts.groups([probed(PAIR[1])]))["probe"]
+    (svg, _) = charts.drawings(chart, None)
+    heights = {float(label): float(y) for y, label in re.findall(r' y="([\d.]+)"[^>]*>(0\.\d+)</text>', svg)}
+    assert heights[0.01] - heights[0.03] == pytest.approx(heights[0.1] - heights[0.3], abs=0.1)
+
+
+def test_each_distance_has_its_dashes():
+    lines = charts.probed([probed(PAIR[1])])
+    assert [(line.label, line.dash) for line in lines] == [
+        ("with memory: 100 steps apart", "dashed"),
+        ("with memory: 10 steps apart", "dotted"),
+    ]
+    np.testing.assert_array_equal(lines[0].values, [np.nan, np.nan, 1.5, 1.0, 0.3])

@@ -12,7 +12,7 @@ import matplotlib.style
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 PALETTE = {  # name: (on light paper, on dark paper)
     "run-1": ("#0072b2", "#5bb4e8"),  # the first two are a colour-blind safe pair
@@ -31,6 +31,7 @@ MOST_RUNS = sum(name.startswith("run-") for name in PALETTE)
 WIDE, NARROW, PANEL = (912, 340), (400, 280), (440, 210)  # pixels; a narrow screen shows the second for the first
 TICKS = (1, 2, 2.5, 5, 10)  # distances between them, up to a power of ten
 MARKERS = "os^D"  # one per run, for those who cannot tell the colours
+DASHES = {"": "-", "dashed": (0, (4, 2)), "dotted": (0, (1, 1.5))}  # names in the page's styles too
 MARKED = 40  # points at most of a line whose points are marked
 SMOOTHED = 1 / 40  # of a line's points are averaged for one of the smooth line
 STYLE = {
@@ -57,7 +58,7 @@ class Line(NamedTuple):
     label: str
     steps: np.ndarray  # (p,)
     values: np.ndarray  # (p,) float, NaN = gap
-    dashed: bool = False
+    dash: str = ""  # among DASHES
 
     @property
     def ends(self):
@@ -74,6 +75,7 @@ class Chart(NamedTuple):
     sizes: tuple[tuple[int, int], ...] = (PANEL,)
     noisy: bool = True  # smoothed, the readings faint behind
     percent: bool = False
+    log: bool = False
 
 
 def groups(runs):
@@ -84,12 +86,13 @@ def groups(runs):
         if np.isfinite(run.recall).any()
     ]
     losses = [
-        line._replace(label=f"{line.label}: {term}", dashed=dashed)
-        for name, term, dashed in (("batch_loss", "batch loss", False), ("memory_loss", "memory loss", True))
+        line._replace(label=f"{line.label}: {term}", dash=dash)
+        for name, term, dash in (("batch_loss", "batch loss", ""), ("memory_loss", "memory loss", "dashed"))
         for line in readings(runs, name)
     ]
     groups = {
         "recall": [Chart("recall", "R@1", recall, (WIDE, NARROW), noisy=False)],
+        "probe": [Chart("probe", "Slow drift", probed(runs), (WIDE, NARROW), noisy=False, log=True)],
         "losses": [Chart("losses", "Loss", sorted(losses, key=lambda line: line.run), (WIDE, NARROW))],
         "memory": [
             Chart("fill", "Fill of the memory", readings(runs, "fill"), noisy=False, percent=True),
@@ -103,16 +106,27 @@ def groups(runs):
 
 
 def readings(runs, name):
-    """Return a line for each run that has the figure; what does not count yet reads 0 and is a gap."""
+    """Return a line for each run that has the figure."""
+    lines = [_line(i, run.name, run.figures_steps, run.figures.get(name, ())) for i, run in enumerate(runs)]
+    return [line for line in lines if line]
+
+
+def probed(runs):
+    """Return the lines of the slow drift, one for each run and distance in steps; the longest is drawn through."""
     lines = []
     for i, run in enumerate(runs):
-        values = np.array(run.figures.get(name, ()), float)
-        values[~np.isfinite(values)] = np.nan
-        counts = np.cumsum(np.nan_to_num(values) != 0) > 0
-        values[~counts] = np.nan
-        if counts.any():
-            lines.append(Line(i, run.name, np.asarray(run.figures_steps), values))
-    return lines
+        for dash, apart in zip(DASHES, sorted(run.probe, reverse=True), strict=False):
+            lines.append(_line(i, f"{run.name}: {apart:,} steps apart", run.probe_steps, run.probe[apart], dash))
+    return [line for line in lines if line]
+
+
+def _line(run, label, steps, values, dash=""):
+    """Return a line, or None if there is nothing to show; what does not count yet reads 0 and is a gap."""
+    values = np.array(values, float)
+    values[~np.isfinite(values)] = np.nan
+    counts = np.cumsum(np.nan_to_num(values) != 0) > 0
+    values[~counts] = np.nan
+    return Line(run, label, np.asarray(steps), values, dash) if counts.any() else None
 
 
 def smooth(values):
@@ -124,8 +138,8 @@ def smooth(values):
 
 
 def legend(drawn):
-    """Return what the lines of some charts stand for, each once, as (run, label, dashed)."""
-    return list(dict.fromkeys((line.run, line.label, line.dashed) for chart, _ in drawn for line in chart.lines))
+    """Return what the lines of some charts stand for, each once, as (run, label, dash)."""
+    return list(dict.fromkeys((line.run, line.label, line.dash) for chart, _ in drawn for line in chart.lines))
 
 
 def drawings(chart, switched_on):
@@ -161,7 +175,7 @@ def _draw(axes, chart, switched_on):
             line.steps,
             smooth(values) if chart.noisy else values,
             color=colour,
-            linestyle=(0, (4, 2)) if line.dashed else "-",
+            linestyle=DASHES[line.dash],
             marker=MARKERS[line.run],
             markevery=None if all_marked else alone,
             clip_on=False,
@@ -169,6 +183,11 @@ def _draw(axes, chart, switched_on):
         )
         if chart.noisy:
             axes.plot(line.steps, values, color=colour, alpha=0.25, linewidth=1)
+    if chart.log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=TICKS))
     if chart.noisy or chart.percent:
         axes.set_ylim(bottom=0, top=100 if chart.percent else None)
     end = max(1, *(line.steps[-1] for line in chart.lines))
@@ -179,6 +198,6 @@ def _draw(axes, chart, switched_on):
         axes.annotate("memory on", **place, xytext=(0, 5), ha="left" if switched_on < end / 2 else "right")
     axes.set_xlabel("step", loc="right")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=TICKS))
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=TICKS))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}%" if chart.percent else "{x:,.10g}"))
+    axes.yaxis.set_minor_locator(NullLocator())

@@ -1,13 +1,34 @@
 """The command line."""
 
+from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryFile
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from xbm import __version__
-from xbm.experiments.plan import FULL, QUICK, plan_of
+from xbm.experiments.errors import DivergenceError, InputError
+from xbm.experiments.plan import CURVE_POINTS, FULL, NETWORKS, PARTS, PRECISIONS, QUICK, Config, plan_of, warmup_of
+from xbm.losses import LOSSES
+from xbm.mining import MINERS
+
+# What imports torch is imported inside the commands: seconds that --help need not wait for.
+
+SEED = click.IntRange(0, 2**32 - 1)
+COUNT = click.IntRange(min=1)
+EXISTING = click.Path(exists=True, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+class Finite(click.FloatRange):
+    """A number in a range, and no NaN, which is outside of none."""
+
+    def convert(self, value, param, ctx):
+        number = super().convert(value, param, ctx)
+        return number if isfinite(number) else self.fail(f"{value} is not a finite number", param, ctx)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -17,30 +38,170 @@ def main():
 
 
 @main.command()
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of weights and batches.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of weights and batches.")
 @click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    help=f"Training steps of either run.  [default: {FULL.steps}; quick: {QUICK.steps}]",
+    "--steps", type=COUNT, help=f"Training steps of either run.  [default: {FULL.steps}; quick: {QUICK.steps}]"
 )
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    default="xbm-demo",
-    show_default=True,
-    help="Folder for report.html.",
-)
+@click.option("--out", type=FOLDER, default="xbm-demo", show_default=True, help="Folder for report.html.")
 @click.option("--quick", is_flag=True, help="A small data set and few steps: seconds, and no result to speak of.")
 def demo(seed, steps, out, quick):
     """Train a small network without and with the memory, and compare.
 
     Both runs start from the same weights and see the same batches of font glyphs. Ends with a table and a report.
     """
+    _writable(out)
+    from xbm.experiments.demo import run
+
+    run(plan_of(seed=seed, steps=steps, quick=quick), quick=quick, out=out, console=_console())
+
+
+@main.command()
+@click.argument("data", required=False, type=EXISTING)
+@click.option("--out", type=FOLDER, required=True, help="Folder for config, metrics, report and checkpoint.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, as it began.")
+@click.option("--network", type=click.Choice(NETWORKS), default=Config.network, show_default=True)
+@click.option("--dim", type=COUNT, default=Config.dim, show_default=True, help="Size of an embedding.")
+@click.option("--loss", type=click.Choice([*LOSSES]), default=Config.loss, show_default=True)
+@click.option("--miner", type=click.Choice([*MINERS, "none"]), default="none", show_default=True)
+@click.option(
+    "--reduction",
+    type=click.Choice(["mean", "sum"]),
+    help="Of an anchor's pairs, for the contrastive loss alone.  [default: mean]",
+)
+@click.option("--capacity", type=COUNT, default=Config.capacity, show_default=True, help="Rows of the memory.")
+@click.option(
+    "--warmup",
+    type=click.IntRange(min=0),
+    help=f"Steps before the memory counts.  [default: {Config.warmup}, but a quarter of the steps at most]",
+)
+@click.option(
+    "--weight",
+    type=Finite(min=0),
+    default=Config.weight,
+    show_default=True,
+    help="Of the memory; 0 trains without one.",
+)
+@click.option("--classes", type=click.IntRange(min=2), default=Config.classes, show_default=True, help="P in a batch.")
+@click.option("--instances", type=COUNT, default=Config.instances, show_default=True, help="K pictures of each.")
+@click.option("--steps", type=COUNT, default=Config.steps, show_default=True)
+@click.option(
+    "--learning-rate",
+    type=Finite(min=0, min_open=True),
+    default=Config.learning_rate,
+    show_default=True,
+    help="Of Adam at the start; decays to 0 along half a cosine.",
+)
+@click.option("--seed", type=SEED, default=Config.seed, show_default=True, help="Of weights, batches and shifts.")
+@click.option("--device", default=Config.device, show_default=True, help="As PyTorch names it: cpu, cuda, cuda:1, ...")
+@click.option("--precision", type=click.Choice(PRECISIONS), default=Config.precision, show_default=True)
+@click.option("--threads", type=COUNT, help="Of the CPU.  [default: PyTorch's own choice]")
+@click.option(
+    "--shift",
+    type=click.IntRange(min=0),
+    default=Config.shift,
+    show_default=True,
+    help="Pixels by which a picture is moved at most, at random.",
+)
+@click.option("--size", type=COUNT, help="Side in pixels to resize every picture to.")
+@click.option("--split-by", metavar="NAME", help="Array of the .npz whose groups stay together in the split.")
+@click.option("--split-seed", type=SEED, default=Config.split_seed, show_default=True, help="Of the split alone.")
+@click.option("--checkpoint-every", type=COUNT, default=Config.checkpoint_every, show_default=True, metavar="STEPS")
+@click.option("--evaluate-every", type=COUNT, metavar="STEPS", help="[default: a tenth of the steps]")
+@click.pass_context
+def train(ctx, data, out, resume, **options):
+    """Train on your own pictures.
+
+    DATA is a folder of class folders, or an .npz of `images` and `labels`. The classes are split at random: half to
+    train on, a tenth for the curve, the others to test once, at the end.
+
+    Ctrl-C and SIGTERM leave a checkpoint to go on from with --resume.
+    """
+    if options["miner"] == "none":
+        options["miner"] = None
+    if data is not None:
+        options["data"] = str(data.resolve())
+        if out.resolve().is_relative_to(data.resolve()):
+            raise click.BadParameter(f"{out} lies among the pictures of {data}", param_hint="--out")
+    if resume:
+        again = [name for name in options if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE]
+    elif data is None:
+        raise click.UsageError("Missing argument 'DATA', the pictures to train on.")
+    _writable(out, make=not resume)
+    from xbm.experiments import runs
+
+    with refusing():
+        if resume:
+            signal = runs.resume(out, {name: options[name] for name in again}, _console())
+        else:
+            signal = runs.begin(resolved(options), out, _console())
+    if signal:
+        ctx.exit(128 + signal)
+
+
+def resolved(options):
+    """Return the `Config` of some options, with what was left open decided."""
+    from torch import get_num_threads
+
+    left_open = {
+        "warmup": warmup_of(options["steps"]),
+        "reduction": "mean" if options["loss"] == "contrastive" else None,
+        "threads": get_num_threads(),
+        "evaluate_every": -(-options["steps"] // CURVE_POINTS),
+    }
+    return Config(**options | {name: value for name, value in left_open.items() if options[name] is None})
+
+
+@main.command("eval")
+@click.argument("run", type=EXISTING, metavar="RUN")
+@click.option("--data", type=EXISTING, required=True, help="As for train.")
+@click.option("--classes", type=click.Choice([*PARTS, "all"]), help="[default: test for the run's own data, else all]")
+@click.option("--k", type=COUNT, multiple=True, default=(1, 10), show_default=True, help="Of R@K; again for more.")
+@click.option("--size", type=COUNT, help="Side in pixels to resize every picture to.  [default: as the run did]")
+@click.option("--device", default=Config.device, show_default=True)
+@click.option("--threads", type=COUNT, help="Of the CPU.  [default: PyTorch's own choice]")
+def evaluate(run, data, classes, k, size, device, threads):
+    """Print R@K, R-Precision and MAP@R of a run's encoder.
+
+    RUN is the --out of a run, or a checkpoint.
+    """
+    from xbm.experiments import checkpoint, evaluation
+
+    file = run / checkpoint.NAME if run.is_dir() else run
+    options = {"size": size, "part": classes, "k": k, "device": device, "threads": threads}
+    with refusing():
+        evaluation.evaluate(file, data, **options, console=_console())
+
+
+def _console():
+    """Return a console that prints what it is given: a path may hold what rich takes for markup."""
+    return Console(markup=False, emoji=False)
+
+
+class Refused(click.ClickException):
+    """A refusal, as click shows it."""
+
+    exit_code = 2
+
+
+@contextmanager
+def refusing():
+    """Turn what is refused, and files that cannot be read or written, into a sentence and exit code 2."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        yield
+    except (InputError, DivergenceError) as error:
+        raise Refused(str(error)) from error
+    except OSError as error:
+        raise Refused(f"{error.filename or 'a file'} cannot be read or written: {error.strerror or error}") from error
+    except KeyboardInterrupt:
+        click.echo("Stopped at once.", err=True)
+        raise click.exceptions.Exit(130) from None
+
+
+def _writable(out, *, make=True):
+    """Refuse a folder that nothing can be written into; make it first, unless it must be there."""
+    try:
+        if make:
+            out.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=out).close()
     except OSError as error:
         raise click.BadParameter(f"cannot write into {out}: {error.strerror}", param_hint="--out") from error
-    from xbm.experiments.demo import run  # imports torch: seconds that --help need not wait for
-
-    run(plan_of(seed=seed, steps=steps, quick=quick), quick=quick, out=out, console=Console())

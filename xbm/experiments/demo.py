@@ -1,16 +1,17 @@
 """The main job: the same training twice, without and with the memory, and what it did to recall."""
 
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import rich.table
 import torch
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from xbm import Contrastive, __version__
 from xbm.experiments import glyphs, report
-from xbm.experiments.training import train
+from xbm.experiments.pictures import Pictures
+from xbm.experiments.progress import bars, shown
+from xbm.experiments.training import Training
 
 QUERIES = 12  # shown in the report
 
@@ -25,7 +26,7 @@ def run(plan, *, quick, out, console):
         f"{len(test_set.characters)} others to test on ({len(test_set.labels)})"
     )
     with bars(console) as progress:
-        runs = [one_run(progress, plan, train_set, test_set, memory=memory) for memory in (False, True)]
+        runs = [one_run(plan, train_set, test_set, memory=memory, progress=progress) for memory in (False, True)]
     console.print(table(runs))
     queries = np.random.default_rng(plan.seed).choice(len(test_set.labels), QUERIES, replace=False)
     path = out / "report.html"
@@ -42,29 +43,25 @@ def run(plan, *, quick, out, console):
     return runs
 
 
-def bars(console):
-    """Return the progress bars: share of the steps, loss, fill, pairs in use and drift of either run."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=6),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-        console=console,
-    )
+def one_run(plan, train_set, test_set, *, memory, progress=None):
+    """Train once, with the plan's memory or in-batch only, and return the report's `Run`.
 
-
-def one_run(progress, plan, train_set, test_set, *, memory):
-    """Train once under a progress bar of its own."""
-    task = progress.add_task("with memory  " if memory else "in-batch only", total=plan.steps, figures="")
-
-    def on_step(step, now):
-        shown = f"loss {now['batch_loss'] + now['memory_loss']:.3f}"
-        if memory:
-            shown += f" fill {now['fill']:4.0%} pairs {now['pairs']:5.0f} drift {now['drift']:.3f}"
-        progress.update(task, completed=step, figures=shown)
-
-    return train(plan, train_set, test_set, memory=memory, on_step=on_step)
+    Parameters
+    ----------
+    plan : Plan
+    train_set, test_set : Glyphs
+        Of disjoint classes.
+    memory : bool
+    progress : rich.progress.Progress, optional
+        Where to show a bar.
+    """
+    train_set, test_set = (Pictures(one.images[:, None], one.labels, one.characters) for one in (train_set, test_set))
+    training = Training(plan if memory else replace(plan, weight=0.0), train_set, test_set)
+    name = "with memory  " if memory else "in-batch only"
+    for _ in training.steps() if progress is None else shown(training, progress, name):
+        pass
+    outcome, _ = training.outcome(test_set)
+    return outcome
 
 
 def table(runs):

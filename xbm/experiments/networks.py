@@ -1,21 +1,74 @@
-"""The demo's encoder."""
+"""Two small encoders of pictures: (B, channels, height, width) float32 to (B, dim)."""
 
 from torch import nn
 
-BLOCKS = ((32, 2), (32, 2), (64, 2), (64, 1))  # channels and stride of each
+CONV = ((32, 2), (32, 2), (64, 2), (64, 1))  # channels and stride of each block
+STAGES = ((32, 1), (64, 2), (128, 2), (256, 2))  # of each residual stage, two blocks long
+LARGEST = 56  # pixels; the residual net's stem halves the picture until its shorter side is no longer
 
 
-def conv_net(dim, *, side=28):
-    """Return a small convolutional encoder of grey pictures: (B, 1, side, side) to (B, dim).
+def conv_net(dim, shape=(1, 28, 28)):
+    """Return a plain convolutional encoder of pictures of one shape (channels, height, width).
 
-    Four blocks of convolution, batch norm and ReLU, then one linear layer.
+    Four blocks of convolution, batch norm and ReLU, then one linear layer on all that is left.
     """
-    layers, channels = [], 1
-    for width, stride in BLOCKS:
-        layers += [
-            nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-        ]
-        channels, side = width, -(-side // stride)
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * side * side, dim))
+    channels, *sides = shape
+    layers = []
+    for width, stride in CONV:
+        layers += convolution(channels, width, stride)
+        channels, sides = width, [-(-side // stride) for side in sides]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * sides[0] * sides[1], dim))
+
+
+def residual_net(dim, shape=(3, 224, 224)):
+    """Return a small residual encoder of pictures of any size: built for one shape, it takes others too.
+
+    A stem, four stages of two basic blocks (He et al., "Deep Residual Learning for Image Recognition", CVPR 2016), the
+    mean over the picture, one linear layer.
+    """
+    channels, *sides = shape
+    width, side = STAGES[0][0], min(sides)
+    layers = convolution(channels, width, 1)
+    while side > LARGEST:
+        layers += convolution(width, width, 2)
+        side = -(-side // 2)
+    channels = width
+    for width, stride in STAGES:
+        layers += [Residual(channels, width, stride), Residual(width, width, 1)]
+        channels = width
+    return nn.Sequential(*layers, Mean(), nn.Linear(channels, dim))
+
+
+BUILDERS = {"conv": conv_net, "resnet": residual_net}
+
+
+def convolution(channels, width, stride):
+    """Return the layers of a 3 x 3 convolution, batch norm and ReLU."""
+    return [
+        nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+    ]
+
+
+class Residual(nn.Module):
+    """Two convolutions beside a shortcut: y = relu(f(x) + s(x)), s the identity where shapes allow."""
+
+    def __init__(self, channels, width, stride):
+        super().__init__()
+        self.body = nn.Sequential(*convolution(channels, width, stride), *convolution(width, width, 1)[:-1])
+        nn.init.zeros_(self.body[-1].weight)  # so a block starts as its shortcut
+        self.shortcut = nn.Identity()
+        if (channels, stride) != (width, 1):
+            resized = nn.Conv2d(channels, width, 1, stride=stride, bias=False)
+            self.shortcut = nn.Sequential(resized, nn.BatchNorm2d(width))
+
+    def forward(self, x):
+        return (self.body(x) + self.shortcut(x)).relu()
+
+
+class Mean(nn.Module):
+    """The mean over a picture: (B, C, H, W) to (B, C). Unlike adaptive pooling its gradient is the same every time."""
+
+    def forward(self, x):
+        return x.mean((2, 3))

@@ -1,29 +1,70 @@
-"""What a comparison runs."""
+"""What a training run does, as plain values that can be written down and read back."""
 
 from dataclasses import dataclass, replace
 
+NETWORKS = ("conv", "resnet")
+PRECISIONS = ("float32", "bfloat16", "float16")
+PARTS = ("train", "validation", "test")  # of the classes
+CURVE_POINTS = 10  # measurements of recall over a run, unless told otherwise
+PROBE_POINTS = 50  # readings of the slow drift over a run, about
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What two runs have in common, and the memory that one of them has."""
+    """All that decides a training run's numbers, beside its pictures and the machine."""
 
-    seed: int = 0
-    steps: int = 2500
-    classes: int = 4  # P, classes in a batch
-    instances: int = 4  # K, pictures of each
+    network: str = "conv"
     dim: int = 64
+    loss: str = "contrastive"
+    miner: str | None = None
+    reduction: str | None = None  # the loss's own
     capacity: int = 8192
     warmup: int = 300
+    weight: float = 1.0  # of the memory term; 0 trains without a memory
+    classes: int = 4  # P, classes in a batch
+    instances: int = 4  # K, pictures of each
+    steps: int = 2500
     learning_rate: float = 2e-3
-    evaluations: int = 10  # over the run, beside the one at its start
+    shift: int = 0  # pixels at most that a picture is moved at random, either way
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "float32"
+    evaluate_every: int = 250  # steps; also at the start and at the end
+
+    @property
+    def probe_every(self):
+        """Steps between two readings of the slow drift, a multiple of 10."""
+        return max(10, self.steps // PROBE_POINTS // 10 * 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Plan):
+    """A run on the user's own pictures: its plan, where they come from, and how it is kept."""
+
+    data: str
+    classes: int = 8
+    steps: int = 2000
+    size: int | None = None  # pixels; None takes the pictures as they are
+    split_by: str | None = None
+    split_seed: int = 0
+    checkpoint_every: int = 500
+    threads: int = 1
 
 
 FULL = Plan()
-QUICK = Plan(steps=60, capacity=256, warmup=15, evaluations=3)
+QUICK = replace(FULL, steps=60, capacity=256, warmup=15, evaluate_every=20)
 
 
 def plan_of(*, seed, steps, quick):
-    """Return the plan for the command's options; the warm-up is at most a quarter of the steps."""
+    """Return the demo's plan for its options."""
     plan = QUICK if quick else FULL
     steps = steps or plan.steps
-    return replace(plan, seed=seed, steps=steps, warmup=min(plan.warmup, steps // 4))
+    points = plan.steps // plan.evaluate_every
+    return replace(
+        plan, seed=seed, steps=steps, warmup=warmup_of(steps, plan.warmup), evaluate_every=-(-steps // points)
+    )
+
+
+def warmup_of(steps, most=FULL.warmup):
+    """Return the warm-up of a run that names none: a quarter of its steps at most."""
+    return min(most, steps // 4)

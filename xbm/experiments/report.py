@@ -1,4 +1,4 @@
-"""The demo's report: one HTML page, complete in itself, on what each run reached and how it got there.
+"""The report: one HTML page, complete in itself, on what each run reached and how it got there.
 
 Numbers and pictures are made here and in `charts`, words and looks are in `report.html.jinja`.
 """
@@ -6,7 +6,7 @@ Numbers and pictures are made here and in `charts`, words and looks are in `repo
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from xbm.experiments.files import written_whole
 
 SHOWN = 10  # neighbours of a query
 SPRITES = 16  # images side by side in the picture that holds all of them
+THUMBNAIL = 64  # pixels at most of a photograph's longer side
+CRISP = 32  # pixels; photographs no larger are kept without a loss
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Run:
 
     name: str
     recall_steps: Sequence[int]  # steps at which recall was measured
-    recall: Sequence[float]  # R@1 on the test classes at those steps, in [0, 1]
+    recall: Sequence[float]  # R@1 on the watched classes at those steps, in [0, 1]
     figures_steps: Sequence[int]  # steps at which the figures were read
     figures: Mapping[str, Sequence[float]]  # batch_loss, memory_loss, fill, pairs, drift, drift_age
     recall_at_1: float  # at the end, as the next two
@@ -40,9 +42,11 @@ class Run:
     seconds: float  # of training alone
     memory_megabytes: float  # what the memory adds; 0 without one
     neighbours: np.ndarray  # (m, 10) indices of each test image's nearest others, nearest first
+    probe_steps: Sequence[int] = ()  # steps at which the slow drift was read
+    probe: Mapping[int, Sequence[float]] = field(default_factory=dict)  # mean D(x, t; dt) at those steps for each dt
 
 
-def write(path, runs, *, images, labels, queries, settings, warmup):
+def write(path, runs, *, images, labels, queries, settings, warmup, names=None, watched="test"):
     """Write the report: whole, or not at all.
 
     Parameters
@@ -51,8 +55,8 @@ def write(path, runs, *, images, labels, queries, settings, warmup):
         File to write, in a folder that exists. A file there is replaced.
     runs : sequence of Run
         One to four. The first is the baseline, the last is what the headline compares it with.
-    images : (m, 28, 28) uint8
-        The test images, ink high.
+    images : (m, height, width) or (m, height, width, 3) uint8
+        The test images: ink on paper, ink high, or photographs in RGB.
     labels : (m,) integer
         Their classes.
     queries : (q,) integer
@@ -61,6 +65,10 @@ def write(path, runs, *, images, labels, queries, settings, warmup):
         What was run, as name: value. A whole number "capacity" also appears in the headline.
     warmup : int
         Step at which the memory switches on.
+    names : sequence of str, optional
+        Of the classes; without them their numbers are shown.
+    watched : {"test", "validation"}
+        The classes on which recall was measured while training.
 
     Raises
     ------
@@ -79,12 +87,13 @@ def write(path, runs, *, images, labels, queries, settings, warmup):
                 "images, labels and neighbours must have a row per test image, got shapes "
                 f"{images.shape}, {labels.shape} and, for {run.name!r}, {np.shape(run.neighbours)}"
             )
-    page = _page(runs, images, labels, queries, settings, warmup)
+    names = range(labels.max(initial=-1) + 1) if names is None else names
+    page = _page(runs, images, labels, queries, settings, warmup, names, watched)
     with written_whole(path) as file:
         file.write(page.encode())
 
 
-def _page(runs, images, labels, queries, settings, warmup):
+def _page(runs, images, labels, queries, settings, warmup, names, watched):
     environment = Environment(
         loader=PackageLoader("xbm.experiments", "."),
         autoescape=True,
@@ -108,8 +117,10 @@ def _page(runs, images, labels, queries, settings, warmup):
             name: [(chart, charts.drawings(chart, switched_on)) for chart in group]
             for name, group in charts.groups(runs)
         },
-        retrievals=[_retrieval(runs, labels, query, seen) for query in queries],
-        sprites=_sprites(images[seen]),
+        retrievals=[_retrieval(runs, labels, query, seen, names) for query in queries],
+        sprites=_ink(images[seen]) if images.ndim == 3 else _photographs(images[seen]),
+        ink=images.ndim == 3,
+        watched=watched,
         columns=SPRITES,
         switched_on=switched_on,
         settings=settings,
@@ -132,22 +143,39 @@ def _nearest(run, query):
     return np.asarray(run.neighbours[query])[:SHOWN]
 
 
-def _retrieval(runs, labels, query, seen):
+def _retrieval(runs, labels, query, seen, names):
     """Return a query and each run's answers as (place among the sprites, class, whether it is the query's)."""
 
     def shown(i):
-        return int(np.searchsorted(seen, i)), labels[i], bool(labels[i] == labels[query])
+        return int(np.searchsorted(seen, i)), names[labels[i]], bool(labels[i] == labels[query])
 
     return {"query": shown(query), "rows": [[shown(i) for i in _nearest(run, query)] for run in runs]}
 
 
-def _sprites(images):
+def _ink(images):
     """Return one PNG with all images, `SPRITES` to a row, as a data URI: black ink on transparent paper."""
     count, side = len(images), images.shape[1]
     rows = max(-(-count // SPRITES), 1)
     sheet = np.zeros((rows * SPRITES, side, side), np.uint8)
     sheet[:count] = images
     ink = Image.fromarray(sheet.reshape(rows, SPRITES, side, side).swapaxes(1, 2).reshape(rows * side, -1))
+    return _uri(Image.merge("LA", (Image.new("L", ink.size), ink)), "PNG", optimize=True)
+
+
+def _photographs(images):
+    """Return one WebP with thumbnails of all images, each in the middle of a transparent square, as a data URI."""
+    thumbnails = [Image.fromarray(image) for image in images]
+    for thumbnail in thumbnails:
+        thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
+    side = max((max(thumbnail.size) for thumbnail in thumbnails), default=1)
+    sheet = Image.new("RGBA", (SPRITES * side, max(-(-len(images) // SPRITES), 1) * side))
+    for i, thumbnail in enumerate(thumbnails):
+        corner = (i % SPRITES * side, i // SPRITES * side)
+        sheet.paste(thumbnail, tuple(at + (side - one) // 2 for at, one in zip(corner, thumbnail.size, strict=True)))
+    return _uri(sheet, "WEBP", lossless=side <= CRISP, quality=85)
+
+
+def _uri(image, kind, **options):
     file = io.BytesIO()
-    Image.merge("LA", (Image.new("L", ink.size), ink)).save(file, "PNG", optimize=True)
-    return Markup("data:image/png;base64," + base64.b64encode(file.getvalue()).decode())
+    image.save(file, kind, **options)
+    return Markup(f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}")

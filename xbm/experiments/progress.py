@@ -1,0 +1,31 @@
+"""The progress bar of a training run."""
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+
+def bars(console):
+    """Return progress bars: share of the steps, loss, and the memory's fill, pairs in use and drift."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=6),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        console=console,
+    )
+
+
+def shown(training, progress, name):
+    """Yield the steps of a training, under a bar of its own."""
+    task = progress.add_task(name, total=training.plan.steps, completed=training.step, figures="")
+    for step in training.steps():
+        if training.curves["figures_steps"][-1:] == [step]:
+            progress.update(task, completed=step, figures=_figures(training.now))
+        yield step
+
+
+def _figures(now):
+    text = f"loss {now['batch_loss'] + now.get('memory_loss', 0):.3f}"
+    if "fill" in now:
+        text += f" fill {now['fill']:4.0%} pairs {now['pairs']:5.0f} drift {now['drift']:.3f}"
+    return text
