@@ -1,5 +1,7 @@
 """Retrieval metrics against a sort of every row, over sets full of ties and exact copies."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -107,6 +109,18 @@ def test_neighbours_are_the_nearest_and_ties_go_to_the_lower_index(backend, quer
     gallery = None if v is None else backend.array(v)
     found = metrics.neighbours(backend.array(x), k=k, gallery=gallery, block_rows=block_rows)
     assert backend.numpy(found).tolist() == [order[:k] for order in expected]
+
+
+@given(seed=st.integers(0, 2**32), n=st.integers(metrics.LEAST_WIDTH**2, 1100), k=st.integers(1, 4))
+def test_a_few_among_many_are_the_nearest_and_ties_go_to_the_lower_index(backend, seed, n, k):
+    rng = np.random.default_rng(seed)
+    axes, corners = np.eye(DIM), np.asarray(list(product([-1, 1], repeat=DIM)))
+    directions = np.concatenate([axes, -axes, corners])  # exact cosines, as those of `exact_rows`
+    items = rng.choice(rng.choice(directions, 2), n)
+    items[rng.choice(n, 8, replace=False)] = rng.choice(directions, 8)  # few that are near, before and after ties
+    queries = rng.choice(directions, 3)
+    found = metrics.neighbours(backend.array(queries), k=k, gallery=backend.array(items))
+    assert backend.numpy(found).tolist() == [order[:k] for order in slow_neighbours(queries, items)]
 
 
 @given(queries=sets(), items=st.none() | sets(), k=cutoffs, block_rows=st.integers(1, 10))

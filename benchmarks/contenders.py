@@ -1,0 +1,125 @@
+"""Who does a whole step: xbm, dense autograd, pytorch-metric-learning, and the two products that bound a dense one.
+
+Each is built from a `Case`, its memory full, and called with a batch, which it stores. `bytes_per_pair` is about what a
+call needs for each pair of an anchor and a memory row, so that one too large is named instead of begun.
+"""
+
+import torch
+
+from benchmarks import dense, machine
+from benchmarks.timing import clocked
+from xbm.integrations.torch import XBM
+
+
+class Products:
+    """X V^T and W V, nothing else."""
+
+    bytes_per_pair = 8
+
+    def __init__(self, case):
+        self.V = torch.cat([rows for rows, _ in case.rows()])
+        self.W = torch.rand(case.batch, case.capacity, device=case.device)
+
+    def __call__(self, x, labels):
+        """Compute both."""
+        return x @ self.V.T, self.W @ self.V
+
+
+class Ours:
+    """`xbm.integrations.torch.XBM`: `xbm(x, labels)` and `backward`."""
+
+    bytes_per_pair = 0  # in blocks
+
+    def __init__(self, case):
+        self.xbm = XBM(case.dim, case.capacity, case.loss, warmup=0, device=case.device)
+        self.xbm.fill(torch.nn.Identity(), case.rows())
+
+    def __call__(self, x, labels):
+        """Return the step's loss and its gradient (B, D)."""
+        x = x.detach().requires_grad_()
+        loss = self.xbm(x, labels)
+        loss.backward()
+        return loss.detach(), x.grad
+
+
+class PairLists:
+    """pytorch-metric-learning's CrossBatchMemory over its loss of the same name; it has no in-batch term."""
+
+    bytes_per_pair = 40
+
+    def __init__(self, case):
+        from pytorch_metric_learning import losses
+
+        loss, miner = _peer(case.loss)
+        self.memory = losses.CrossBatchMemory(loss, case.dim, memory_size=case.capacity, miner=miner).to(case.device)
+        for rows, labels in case.rows():
+            self.memory.add_to_memory(rows, labels, len(labels))
+
+    def __call__(self, x, labels):
+        """Return the loss and its gradient (B, D)."""
+        x = x.detach().requires_grad_()
+        loss = self.memory(x, labels)
+        loss.backward()
+        return loss.detach(), x.grad
+
+
+PRODUCTS, OURS, DENSE, PAIRS = "products", "xbm", "dense autograd", "pytorch-metric-learning"
+STEPS = {PRODUCTS: Products, OURS: Ours, DENSE: dense.DenseAutograd, PAIRS: PairLists}
+
+
+def left_out(name, case):
+    """Return why a contender cannot be built for a case, or None if it can."""
+    if name == PAIRS and not machine.installed(name):
+        return "not installed"
+    if name == DENSE and case.loss not in dense.LOSSES:
+        return f"{case.loss} not written"
+    needed = case.batch * case.capacity * STEPS[name].bytes_per_pair
+    free = machine.available(case.device)
+    if needed > free:
+        return f"needs {needed / 1e9:.0f} GB of {free / 1e9:.0f}"
+    return None
+
+
+def line_up(case, *, limit):
+    """Return `(contenders, reasons)`, both by name: those that run a case, warmed up, and why the others do not.
+
+    A call that takes longer than `limit` seconds leaves its contender out.
+
+    Raises
+    ------
+    ValueError
+        If dense autograd and xbm disagree in loss or gradient.
+    """
+    reasons = {name: left_out(name, case) for name in STEPS}
+    ready = {name: build(case) for name, build in STEPS.items() if reasons[name] is None}
+    if OURS in ready and DENSE in ready:
+        _agree(*(ready[name](*case.inputs(0)) for name in (OURS, DENSE)))
+    for name, contender in list(ready.items()):
+        seconds = min(clocked(contender, case.inputs(1), wait=machine.waiting(case.device)) for _ in range(2))
+        if seconds > limit:
+            reasons[name] = f"{seconds:.0f} s a call"
+            del ready[name]
+    return ready, {name: reason for name, reason in reasons.items() if reason}
+
+
+def _agree(ours, other):
+    """Refuse losses and gradients that differ by more than rounding explains."""
+    for what, a, b in zip(("loss", "gradient"), ours, other, strict=True):
+        if not torch.linalg.vector_norm(a - b) <= 1e-3 * torch.linalg.vector_norm(b):
+            raise ValueError(f"{OURS} and {DENSE} must agree, got {what} {a} and {b}")
+
+
+def _peer(name):
+    """Return the peer's `(loss, miner)` for a loss of ours, with our constants."""
+    from pytorch_metric_learning import distances, losses, miners
+
+    cosine = distances.CosineSimilarity()
+    return {
+        "contrastive": lambda: (losses.ContrastiveLoss(pos_margin=1, neg_margin=0.5, distance=cosine), None),
+        "multi-similarity": lambda: (losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5), None),
+        "supcon": lambda: (losses.SupConLoss(temperature=0.1), None),
+        "batch-hard-triplet": lambda: (
+            losses.TripletMarginLoss(margin=0.2, distance=cosine),
+            miners.BatchHardMiner(distance=cosine),
+        ),
+    }[name]()

@@ -1,0 +1,68 @@
+"""The step as one would write it over the whole (B, M) array of similarities, differentiated by autograd."""
+
+import torch
+from torch.nn import functional
+
+from xbm import losses
+
+
+def contrastive(S, P, N, loss):
+    """Return (B,) means of the positives below one margin and of the active negatives above the other."""
+    pull, push = (loss.pos_margin - S).clamp(min=0) * P, (S - loss.neg_margin).clamp(min=0) * N
+    active = (push > 0).sum(dim=1)
+    return pull.sum(dim=1) / P.sum(dim=1).clamp(min=1) + push.sum(dim=1) / active.clamp(min=1)
+
+
+def multi_similarity(S, P, N, loss):
+    """Return (B,) soft maxima of the least similar positives and the most similar negatives."""
+    above = S - loss.base
+    pull = (-loss.alpha * above).masked_fill(~P, -torch.inf).logsumexp(dim=1)
+    push = (loss.beta * above).masked_fill(~N, -torch.inf).logsumexp(dim=1)
+    return functional.softplus(pull) / loss.alpha + functional.softplus(push) / loss.beta
+
+
+def supcon(S, P, N, loss):
+    """Return (B,) of the log-sum over all pairs, less the positives' mean."""
+    logits, n_positive = S / loss.temperature, P.sum(dim=1)
+    log_sum = logits.masked_fill(~(P | N), -torch.inf).logsumexp(dim=1)
+    return torch.where(n_positive > 0, log_sum - (logits * P).sum(dim=1) / n_positive.clamp(min=1), 0.0)
+
+
+LOSSES = {"contrastive": contrastive, "multi-similarity": multi_similarity, "supcon": supcon}
+
+
+class DenseAutograd:
+    """A ring in a tensor, a row loss over (S, P, N) and `backward`."""
+
+    bytes_per_pair = 32
+
+    def __init__(self, case):
+        self.loss, self.function = losses.get(case.loss), LOSSES[case.loss]
+        self.V = torch.zeros(case.capacity, case.dim, device=case.device)
+        self.labels = torch.zeros(case.capacity, dtype=torch.int64, device=case.device)
+        self.cursor = 0
+        for rows, labels in case.rows():
+            self.enqueue(functional.normalize(rows), labels)
+
+    def enqueue(self, rows, labels):
+        """Write rows round the ring and return their slots."""
+        slots = (self.cursor + torch.arange(len(labels), device=labels.device)) % len(self.labels)
+        self.V[slots], self.labels[slots] = rows, labels
+        self.cursor = (self.cursor + len(labels)) % len(self.labels)
+        return slots
+
+    def __call__(self, x, labels):
+        """Return the step's loss and its gradient (B, D)."""
+        x = x.detach().requires_grad_()
+        z = functional.normalize(x)
+        own = self.enqueue(z.detach(), labels)
+        loss = self._mean(z @ z.T, labels, torch.arange(len(labels), device=labels.device), labels)
+        loss = loss + self._mean(z @ self.V.T, labels, own, self.labels)
+        loss.backward()
+        return loss.detach(), x.grad
+
+    def _mean(self, S, labels, own, candidates):
+        P = labels[:, None] == candidates
+        N = ~P
+        P[torch.arange(len(labels), device=labels.device), own] = False
+        return self.function(S, P, N, self.loss).mean()

@@ -1,0 +1,137 @@
+"""The benchmarks' command runs from end to end on tiny sizes; what it compares is comparable. Nothing here is timed."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks import contenders, dense, machine
+from benchmarks.__main__ import BENCHMARKS, main
+from benchmarks.data import Case, products_like
+from benchmarks.tables import Table, megabytes, span
+from benchmarks.timing import Times, interleaved
+
+TINY = (
+    "--rounds 2 --sizes 64,128 --batch 8 --dim 16 --active 0.1 --peak-sizes 256 --peak-batch 16 "
+    "--items 60 --features 8 --searches 1"
+)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """No peer is installed."""
+    monkeypatch.setattr(machine, "installed", lambda package: False)
+
+
+@pytest.mark.usefixtures("alone")
+def test_one_command_prints_every_table_and_names_absent_peers(tmp_path):
+    path = tmp_path / "figures.json"
+    done = CliRunner().invoke(main, f"{TINY} --json {path}", catch_exceptions=False)
+    assert done.exit_code == 0
+    found = json.loads(path.read_text())
+    assert list(found) == ["machine", *BENCHMARKS]
+    for name in BENCHMARKS:
+        assert found[name]["title"] in done.output
+    assert done.output.count("not installed") >= 2 + 2 + 1 + 2
+    assert [row["M"] for row in found["step"]["figures"]] == [64, 128]
+    for row in found["step"]["figures"]:
+        assert 0 < row["xbm"]["fastest"] <= row["xbm"]["median"]
+        assert row["left_out"] == {"pytorch-metric-learning": "not installed"}
+    assert [row["xbm"] >= 0 for row in found["memory"]["figures"]] == [True]
+    assert 0 < found["retrieval"]["figures"][0]["recall_at_1"] <= 1
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_named_benchmark_is_printed_alone_and_as_markdown():
+    done = CliRunner().invoke(main, f"enqueue --markdown {TINY}", catch_exceptions=False)
+    assert "### The enqueue alone, B = 8, D = 16\n\n| M | xbm |" in done.output
+    assert done.output.count("###") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--sizes", "64,many"], "expected ints of at least 1, joined by commas, got '64,many'"),
+        (["--active", "2"], "expected floats of at least 0 and at most 1, joined by commas, got '2'"),
+        (["--sizes", "32"], "a batch must fit into the memory, got 64 rows for M = 32"),
+        (["--loss", "best"], "'best' is not one of"),
+        (["speed"], "'speed' is not one of"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(arguments, sentence):
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2
+    assert sentence in " ".join(done.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(("aimed", "least", "most"), [(0, 0, 1e-4), (0.1, 0.08, 0.12), (1, 0.9999, 1)])
+def test_the_data_have_the_share_of_active_negatives_they_are_asked_for(aimed, least, most):
+    assert least <= Case(8192, aimed).measured_active() <= most
+
+
+def test_batches_are_classes_of_four_and_the_memory_is_full():
+    case = Case(5000, 0.1)
+    x, labels = case.inputs(3)
+    assert x.shape == (64, 128)
+    assert torch.unique(labels, return_counts=True)[1].tolist() == [4] * 16
+    assert sum(len(part) for _, part in case.rows()) == 5000
+    assert not torch.equal(case.inputs(4)[1], labels)
+
+
+def test_the_set_to_search_has_classes_like_products():
+    rows, labels = products_like(5000, 8)
+    assert rows.shape == (5000, 8)
+    assert 5 < 5000 / len(torch.unique(labels)) < 5.7
+
+
+@pytest.mark.parametrize("loss", dense.LOSSES)
+@pytest.mark.parametrize("active", [0.1, 1])
+def test_dense_autograd_is_the_same_step(loss, active):
+    ready, _ = contenders.line_up(Case(256, active, batch=16, dim=16, loss=loss), limit=60)
+    assert {contenders.OURS, contenders.DENSE} <= ready.keys()
+
+
+def test_contenders_that_disagree_are_not_timed(monkeypatch):
+    monkeypatch.setitem(dense.LOSSES, "contrastive", lambda S, P, N, loss: (S * N).mean(dim=1))
+    with pytest.raises(ValueError, match="xbm and dense autograd must agree, got loss"):
+        contenders.line_up(Case(256, 0.1, batch=16, dim=16), limit=60)
+
+
+def test_contenders_that_do_not_fit_or_take_too_long_are_named(monkeypatch):
+    case = Case(256, 0.1, batch=16, dim=16)
+    _, reasons = contenders.line_up(case, limit=0)
+    assert reasons["xbm"] == "0 s a call"
+    monkeypatch.setattr(machine, "available", lambda device: 0)
+    assert contenders.left_out("dense autograd", Case(2**20, 0.1)) == "needs 2 GB of 0"
+    assert contenders.left_out("xbm", Case(2**20, 0.1)) is None
+
+
+def test_contenders_take_turns_on_the_same_inputs():
+    calls = []
+    ready = {name: lambda number, name=name: calls.append((name, number)) for name in "ab"}
+    times = interleaved(ready, lambda number: (number,), rounds=3, wait=lambda: None)
+    assert calls == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
+    assert all(0 <= one.fastest <= one.median for one in times.values())
+
+
+def test_peak_memory_is_seen():
+    case = {"capacity": 65536, "active": 0.1, "batch": 256}
+    found = machine.apart("benchmarks.memory", 1, name="dense autograd", case=case)
+    assert found >= 256 * 65536 * (4 + 4)  # at least the similarities and their gradient
+
+
+def test_a_child_that_fails_says_why():
+    reason = machine.apart("benchmarks.memory", 1, name="xbm", case={"size": 1})
+    assert reason.endswith("unexpected keyword argument 'size'")
+    assert megabytes(reason) == f"- ({reason})"
+
+
+def test_tables():
+    table = Table("A", ("M", "time"), "Notes.")
+    table.add({"M": 1}, "1", span(0.0123))
+    assert table.markdown() == "### A\n\n| M | time |\n| ---: | ---: |\n| 1 | 12.3 ms |\n\nNotes.\n"
+    assert [span(one) for one in (2.5, 4e-5)] == ["2.5 s", "40 us"]
+    assert Times(3.0, 4.0).times(Times(1.5, 1.0)) == (2.0, 4.0)
+    with pytest.raises(ValueError, match="needs 2 cells, got 1"):
+        table.add({}, "1")
