@@ -79,6 +79,7 @@ NEEDS = {
     "tests/integrations": ("torch",),
     "tests/experiments": ("torch", "matplotlib", "rich", "safetensors"),
     "tests/test_docs.py": ("torch",),
+    "tests/test_typing.py": ("torch", "mypy"),
     "tests/test_benchmarks.py": ("torch", "click", "rich"),
 }
 """Tests of one framework: path and the packages without which they are left out."""

@@ -3,7 +3,7 @@
 import sys
 
 
-def main():
+def main() -> None:
     """Run the command line, or say what it needs."""
     try:
         from xbm.experiments.cli import main as command

@@ -1,11 +1,13 @@
 """One call's input: checked, widened, normalised, and the way back for the gradient."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 from xbm import backends, checks
+from xbm.backends import Array
+from xbm.memory import MemoryState
 from xbm.normalization import normalize, through_normalize
-
-Array = Any
 
 
 class Side(NamedTuple):
@@ -15,7 +17,7 @@ class Side(NamedTuple):
     length: Array | None  # (B, 1) what x was divided by
     dtype: Any  # of x
 
-    def to_input(self, dz):
+    def to_input(self, dz: Array) -> Array:
         """Return dL/dx, in x's dtype, from dL/dz."""
         xp, _ = backends.of(dz)
         dx = dz if self.length is None else through_normalize(dz, self.z, self.length)
@@ -32,17 +34,27 @@ class Batch(NamedTuple):
     ids: Array | None  # (B,) int64, -1 = none
 
     @property
-    def z(self):
+    def z(self) -> Array:
         """The anchors (B, D)."""
         return self.queries.z
 
     @property
-    def stored(self):
+    def stored(self) -> Array:
         """The rows that are compared and stored: (B, D), or (K, D) of the keys."""
         return self.queries.z if self.keys is None else self.keys.z
 
 
-def read(state, x, labels, *, ids=None, keys=None, key_labels=None, enqueue=None, unit):
+def read(
+    state: MemoryState,
+    x: Array,
+    labels: Array,
+    *,
+    ids: Array | None = None,
+    keys: Array | None = None,
+    key_labels: Array | None = None,
+    enqueue: Array | None = None,
+    unit: bool,
+) -> Batch:
     """Return the `Batch` of a call, or refuse what the memory `state` cannot take."""
     like = state.embeddings
     checks.embeddings("embeddings", x, like)
@@ -66,11 +78,11 @@ def read(state, x, labels, *, ids=None, keys=None, key_labels=None, enqueue=None
     xp, ops = backends.of(x)
     wide = xp.float64 in (x.dtype, stored.dtype, like.dtype)
 
-    def side(rows):
+    def side(rows: Array) -> Side:
         z = xp.astype(ops.stop_gradient(rows), xp.float64 if wide else xp.float32, copy=False)
         return Side(*normalize(z), rows.dtype) if unit else Side(z, None, rows.dtype)
 
-    def exact(integers):
+    def exact(integers: Array) -> Array:
         return xp.astype(integers, xp.int64, copy=False)
 
     return Batch(

@@ -6,14 +6,15 @@ shapes, devices), so no check waits for a device or breaks a compiler.
 
 from math import isfinite
 from numbers import Integral, Real
+from typing import Any
 
 from xbm import backends
-from xbm.backends import array_namespace
+from xbm.backends import Array, Namespace, array_namespace
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 
 
-def whole_number(name, value, *, at_least):
+def whole_number(name: str, value: object, *, at_least: int) -> None:
     """Refuse anything but a whole number of at least `at_least`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
@@ -21,7 +22,7 @@ def whole_number(name, value, *, at_least):
         raise ValueError(f"{name} must be at least {at_least}, got {value}")
 
 
-def number(name, value, *, at_least=None):
+def number(name: str, value: object, *, at_least: float | None = None) -> float:
     """Return a finite real number, of at least `at_least` if that is given, as a float, or refuse it."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
@@ -32,27 +33,28 @@ def number(name, value, *, at_least=None):
     return float(value)
 
 
-def positive(name, value):
+def positive(name: str, value: object) -> float:
     """Return a finite real number above 0 as a float, or refuse it."""
-    if number(name, value) <= 0:
+    found = number(name, value)
+    if found <= 0:
         raise ValueError(f"{name} must be above 0, got {value}")
-    return float(value)
+    return found
 
 
-def flag(name, value):
+def flag(name: str, value: object) -> None:
     """Refuse anything but True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
-def choice(name, value, accepted):
+def choice(name: str, value: object, accepted: tuple[object, ...]) -> None:
     """Refuse a value that is not among `accepted`."""
     if value not in accepted:
         listed = " or ".join(repr(one) for one in accepted)
         raise ValueError(f"{name} must be {listed}, got {value!r}")
 
 
-def same_library(name, array, like):
+def same_library(name: str, array: Array, like: Array) -> None:
     """Refuse what is no array, or an array of another library or on another device than `like`."""
     xp, got = array_namespace(like), type(array)
     library = backends.library(xp)
@@ -69,12 +71,12 @@ def same_library(name, array, like):
         )
 
 
-def floats(xp):
+def floats(xp: Namespace) -> list[Any]:
     """Return the dtypes of a library that embeddings may have."""
     return [getattr(xp, name) for name in FLOATS if hasattr(xp, name)]
 
 
-def embeddings(name, array, like):
+def embeddings(name: str, array: Array, like: Array) -> None:
     """Refuse anything but floating-point (B, D) of the memory's D, library and device."""
     same_library(name, array, like)
     xp = array_namespace(like)
@@ -85,7 +87,7 @@ def embeddings(name, array, like):
         raise ValueError(f"{name} must have shape (B, {dim}), as the memory's rows have {dim} dimensions, got {shape}")
 
 
-def integers(name, array, rows, like, *, of="embeddings"):
+def integers(name: str, array: Array, rows: Array, like: Array, *, of: str = "embeddings") -> None:
     """Refuse anything but (B,) exact integers, one for each of `rows`, which are called `of`."""
     same_library(name, array, like)
     xp = array_namespace(like)
@@ -100,7 +102,7 @@ def integers(name, array, rows, like, *, of="embeddings"):
     one_each(name, shape, rows, of)
 
 
-def mask(name, array, rows, like, *, of="embeddings"):
+def mask(name: str, array: Array, rows: Array, like: Array, *, of: str = "embeddings") -> None:
     """Refuse anything but (B,) booleans, one for each of `rows`, which are called `of`."""
     same_library(name, array, like)
     if not array_namespace(like).isdtype(array.dtype, "bool"):
@@ -108,7 +110,7 @@ def mask(name, array, rows, like, *, of="embeddings"):
     one_each(name, tuple(array.shape), rows, of)
 
 
-def one_each(name, shape, rows, of):
+def one_each(name: str, shape: tuple[int, ...], rows: Array, of: str) -> None:
     """Refuse a shape that does not hold one entry for each row of a batch."""
     if len(shape) == 2 and shape[0] == rows.shape[0]:
         hint = ": one-hot or multi-label rows are not class numbers (take the argmax of one-hot ones)"

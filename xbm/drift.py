@@ -4,12 +4,15 @@
 without one extra forward pass: when a sample comes back, the memory still holds its old row.
 """
 
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from xbm import backends, checks
+from xbm.backends import Array
+from xbm.memory import MemoryState
 from xbm.normalization import normalize as unit
-
-Array = Any
 
 
 class Drift(NamedTuple):
@@ -19,7 +22,7 @@ class Drift(NamedTuple):
     age: Array  # () training calls since the old row was stored
 
 
-def returning(state, embeddings, ids):
+def returning(state: MemoryState, embeddings: Array, ids: Array) -> Drift:
     """Measure the drift of samples that come back, before their new rows are written.
 
     Takes O(M log B + B D): ids are joined by sorting the batch's, and at most B old rows, the newest, are read.
@@ -83,13 +86,13 @@ def returning(state, embeddings, ids):
     valid = valid & xp.isfinite(distance)
     n = xp.sum(xp.astype(valid, embeddings.dtype))
 
-    def mean(x):
+    def mean(x: Array) -> Array:
         return xp.where(n > 0, xp.sum(xp.where(valid, x, 0.0)) / xp.where(n > 0, n, 1.0), xp.nan)
 
     return Drift(mean(distance), mean(age))
 
 
-def between(old, new, *, normalize=True):
+def between(old: Array, new: Array, *, normalize: bool = True) -> Array:
     """Return the mean squared distance between two embeddings of the same samples, in [0, 4] for unit rows.
 
     Parameters
@@ -170,17 +173,23 @@ class Probe:
     Wang, Zhang, Huang, Scott, "Cross-Batch Memory for Embedding Learning", CVPR 2020, section 3.1.
     """
 
-    def __init__(self, *, apart=(10, 100, 1000), every=100, past=None):
+    def __init__(
+        self,
+        *,
+        apart: Iterable[int] = (10, 100, 1000),
+        every: int = 100,
+        past: Mapping[int, Array] | None = None,
+    ) -> None:
         for name, value in (*(("apart", one) for one in apart), ("every", every)):
             checks.whole_number(name, value, at_least=1)
         self.apart, self.every = tuple(apart), every
         self.past = dict(past or {})
 
-    def due(self, step):
+    def due(self, step: int) -> bool:
         """Tell whether the embeddings of this step are wanted: for a reading at it, or at a later one."""
         return step % self.every == 0 or any(self._reading_needs(step, apart) for apart in self.apart)
 
-    def record(self, step, embeddings):
+    def record(self, step: int, embeddings: Array) -> dict[int, float]:
         """Take the probe set's embeddings at a step that is due; return {dt: mean D} as far as it can be known.
 
         Empty unless the step is a multiple of `every`. Reading the distances makes a device wait.
@@ -201,8 +210,8 @@ class Probe:
         self.past = {then: rows for then, rows in self.past.items() if self._needed_after(then, step)}
         return found
 
-    def _reading_needs(self, then, apart):
+    def _reading_needs(self, then: int, apart: int) -> bool:
         return (then + apart) % self.every == 0
 
-    def _needed_after(self, then, now):
+    def _needed_after(self, then: int, now: int) -> bool:
         return any(then + apart > now and self._reading_needs(then, apart) for apart in self.apart)

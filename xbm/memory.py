@@ -8,13 +8,14 @@ Two facts hold in every state and serve the rest of the library: slots `0 .. cou
 and the slots written by one call follow each other round the ring from the cursor.
 """
 
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
 
 import array_api_compat.numpy as numpy_namespace
 
 from xbm import backends, checks
-
-Array = Any
+from xbm.backends import Array, Namespace
 
 
 class MemoryState(NamedTuple):
@@ -39,7 +40,9 @@ class Rows(NamedTuple):
     stored_at: Array  # (n,)
 
 
-def init(*, capacity, dim, dtype=None, device=None, xp=numpy_namespace):
+def init(
+    *, capacity: int, dim: int, dtype: Any = None, device: Any = None, xp: Namespace = numpy_namespace
+) -> MemoryState:
     """Return an empty memory.
 
     Parameters
@@ -74,7 +77,7 @@ def init(*, capacity, dim, dtype=None, device=None, xp=numpy_namespace):
         names = ", ".join(f"{backends.library(xp)}.{name}" for name in checks.FLOATS if hasattr(xp, name))
         raise TypeError(f"dtype must be one of {names}, got {dtype!r}")
 
-    def scalar():
+    def scalar() -> Array:
         return xp.zeros((), dtype=xp.int64, device=device)
 
     return MemoryState(
@@ -89,7 +92,16 @@ def init(*, capacity, dim, dtype=None, device=None, xp=numpy_namespace):
     )
 
 
-def enqueue(state, embeddings, labels, *, ids=None, mask=None, on_nonfinite="skip", age=0):
+def enqueue(
+    state: MemoryState,
+    embeddings: Array,
+    labels: Array,
+    *,
+    ids: Array | None = None,
+    mask: Array | None = None,
+    on_nonfinite: Literal["skip", "raise"] = "skip",
+    age: int = 0,
+) -> MemoryState:
     """Append a batch, dropping the oldest rows when full, exactly as `collections.deque(maxlen=M)` does.
 
     Any batch size is good: none, one, M, or more than M (the newest M rows stay). Rows are stored detached,
@@ -143,7 +155,13 @@ def enqueue(state, embeddings, labels, *, ids=None, mask=None, on_nonfinite="ski
     return write(state, embeddings, labels, ids, keep, bad, age=age)
 
 
-def storable(state, embeddings, *, mask=None, on_nonfinite="skip"):
+def storable(
+    state: MemoryState,
+    embeddings: Array,
+    *,
+    mask: Array | None = None,
+    on_nonfinite: Literal["skip", "raise"] = "skip",
+) -> tuple[Array, Array]:
     """Return `(keep, bad)`: (B,) booleans of the rows to store, and of those refused as not finite."""
     checks.choice("on_nonfinite", on_nonfinite, ("skip", "raise"))
     xp, ops = backends.of(state.embeddings)
@@ -163,7 +181,7 @@ def storable(state, embeddings, *, mask=None, on_nonfinite="skip"):
     return asked & finite, bad
 
 
-def own_slots(state, keep):
+def own_slots(state: MemoryState, keep: Array) -> Array:
     """Return (B,) the slot each row of a batch will own once `write` has stored it; -1 where it owns none."""
     xp, ops = backends.of(state.embeddings)
     capacity = state.embeddings.shape[0]
@@ -172,7 +190,16 @@ def own_slots(state, keep):
     return xp.where(stays, xp.remainder(state.cursor + rank, capacity), -1)
 
 
-def write(state, embeddings, labels, ids, keep, bad, *, age=0):
+def write(
+    state: MemoryState,
+    embeddings: Array,
+    labels: Array,
+    ids: Array | None,
+    keep: Array,
+    bad: Array,
+    *,
+    age: int = 0,
+) -> MemoryState:
     """Store the rows where `keep` is True; count those where `bad` is. For batches already checked."""
     xp, ops = backends.of(state.embeddings)
     device = state.embeddings.device
@@ -189,7 +216,7 @@ def write(state, embeddings, labels, ids, keep, bad, *, age=0):
     slots = xp.remainder(state.cursor + nth, capacity)
     valid = nth < kept
 
-    def put(array, new):
+    def put(array: Array, new: Array) -> Array:
         new = xp.take(xp.astype(new, array.dtype, copy=False), source, axis=0)
         old = xp.take(array, slots, axis=0)
         return ops.write_rows(array, slots, xp.where(valid if array.ndim == 1 else valid[:, None], new, old))
@@ -208,18 +235,18 @@ def write(state, embeddings, labels, ids, keep, bad, *, age=0):
     )
 
 
-def advance(state):
+def advance(state: MemoryState) -> MemoryState:
     """Count one training call."""
     xp, _ = backends.of(state.embeddings)
     return state._replace(step=xp.asarray(state.step + 1))
 
 
-def clear(state):
+def clear(state: MemoryState) -> MemoryState:
     """Return the memory without its rows; `step` and `skipped` count on."""
     return _emptied(state, state.labels.shape[0])
 
 
-def rows(state):
+def rows(state: MemoryState) -> Rows:
     """Return the filled rows, oldest first, as copies. Their number depends on the state: not for compilers."""
     xp, _ = backends.of(state.embeddings)
     capacity, count = state.embeddings.shape[0], int(state.count)
@@ -228,7 +255,7 @@ def rows(state):
     return Rows(*(xp.take(column, slots, axis=0) for column in state[: len(Rows._fields)]))
 
 
-def resize(state, capacity):
+def resize(state: MemoryState, capacity: int) -> MemoryState:
     """Return a memory of another capacity with the newest rows that fit, in the same order."""
     xp, _ = backends.of(state.embeddings)
     checks.whole_number("capacity", capacity, at_least=1)
@@ -236,7 +263,7 @@ def resize(state, capacity):
     count = kept.labels.shape[0]
     empty = _emptied(state, capacity)
 
-    def scalar(value):
+    def scalar(value: int) -> Array:
         return xp.asarray(value, dtype=xp.int64, device=state.embeddings.device)
 
     columns = (xp.concat([filled, blank[count:, ...]]) for filled, blank in zip(kept, empty, strict=False))
@@ -245,7 +272,7 @@ def resize(state, capacity):
     )
 
 
-def _emptied(state, capacity):
+def _emptied(state: MemoryState, capacity: int) -> MemoryState:
     """Return a memory like `state` of some capacity without rows; `step` and `skipped` count on."""
     V = state.embeddings
     xp, _ = backends.of(V)
@@ -253,7 +280,7 @@ def _emptied(state, capacity):
     return empty._replace(step=state.step, skipped=state.skipped)
 
 
-def inconsistency(state):
+def inconsistency(state: MemoryState) -> str | None:
     """Return what is wrong with a state from outside, such as a loaded one, as a clause; None if it is sound."""
     xp, _ = backends.of(state.embeddings)
     shapes = {name: tuple(array.shape) for name, array in state._asdict().items()}

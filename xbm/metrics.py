@@ -4,7 +4,7 @@ Neighbours are selected, never fully sorted, for a block of queries at a time: e
 similarities, never all of them. A few among many items are selected in two stages, see `_largest`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from math import isqrt
 from typing import Any, NamedTuple
 
@@ -12,9 +12,8 @@ from array_api_compat import device as device_of
 from array_api_compat import is_array_api_obj
 
 from xbm import backends, checks
+from xbm.backends import Array
 from xbm.normalization import normalize
-
-Array = Any
 
 BLOCK_ELEMENTS = 2**25  # similarities in a block, unless that leaves fewer than LEAST_ROWS queries
 LEAST_ROWS, MOST_ROWS = 128, 512  # with fewer queries a product is slower than memory; more make it no faster
@@ -30,7 +29,15 @@ class Retrieval(NamedTuple):
     queries: int  # how many the means are over
 
 
-def retrieval(embeddings, labels, *, gallery=None, gallery_labels=None, k=(1,), block_rows=None):
+def retrieval(
+    embeddings: Array,
+    labels: Array,
+    *,
+    gallery: Array | None = None,
+    gallery_labels: Array | None = None,
+    k: int | Iterable[int] = (1,),
+    block_rows: int | None = None,
+) -> Retrieval:
     r"""Return R@K, R-precision and MAP@R of queries against a gallery, or of a set against itself.
 
     With rel(i) = 1 where the i-th nearest item is of the query's class, else 0, P(i) the mean of rel(1) .. rel(i),
@@ -118,7 +125,7 @@ def retrieval(embeddings, labels, *, gallery=None, gallery_labels=None, k=(1,), 
     return Retrieval(dict(zip(ks, recall, strict=True)), r_precision, map_at_r, queries)
 
 
-def neighbours(embeddings, *, k, gallery=None, block_rows=None):
+def neighbours(embeddings: Array, *, k: int, gallery: Array | None = None, block_rows: int | None = None) -> Array:
     """Return the indices of each row's k nearest items by cosine, nearest first, as (n, k) integers.
 
     Of items whose similarities are computed as equal the one of the lower index comes first.
@@ -159,7 +166,7 @@ def neighbours(embeddings, *, k, gallery=None, block_rows=None):
     return xp.concat([nearest for _, nearest in _nearest(Z, V, k, itself, block_rows)])
 
 
-def _nearest(Z, V, k, itself, block_rows):
+def _nearest(Z: Array, V: Array, k: int, itself: int, block_rows: int | None) -> Iterator[tuple[slice, Array]]:
     """Yield `(block, indices (b, k))`: for each block of queries Z their k nearest rows of V, nearest first.
 
     `itself` is 1 where V is Z and each query's own row is no item, else 0.
@@ -181,7 +188,7 @@ def _nearest(Z, V, k, itself, block_rows):
         yield block, indices
 
 
-def _largest(S, k):
+def _largest(S: Array, k: int) -> Array:
     """Return the indices (b, k) of the k largest of each row of S, in falling order, of equal ones the lowest first.
 
     The k largest lie in the k chunks of a row whose maxima are largest, and in what is left over at its end: so a
@@ -202,7 +209,7 @@ def _largest(S, k):
     return xp.take_along_axis(entries, places, axis=1)
 
 
-def _compared(embeddings, gallery, block_rows):
+def _compared(embeddings: Array, gallery: Array | None, block_rows: int | None) -> tuple[Array, Array, int]:
     """Return `(Z, V, itself)`: checked rows of unit length, and 1 where the items V are the queries Z, else 0."""
     if block_rows is not None:
         checks.whole_number("block_rows", block_rows, at_least=1)
@@ -222,7 +229,7 @@ def _compared(embeddings, gallery, block_rows):
     return (Z, Z, 1) if gallery is None else (Z, _unit_rows("gallery", gallery, dtype), 0)
 
 
-def _check_rows(name, x):
+def _check_rows(name: str, x: Array) -> None:
     """Refuse anything but floating-point (n, D) with n and D at least 1."""
     if not is_array_api_obj(x):
         raise TypeError(f"{name} must be an array, got {type(x).__name__}")
@@ -233,7 +240,7 @@ def _check_rows(name, x):
         raise ValueError(f"{name} must have shape (n, D) with n and D at least 1, got {tuple(x.shape)}")
 
 
-def _unit_rows(name, x, dtype):
+def _unit_rows(name: str, x: Array, dtype: Any) -> Array:
     """Return x in a dtype and of unit length by rows, refusing rows that are not finite: they have no neighbours."""
     xp, ops = backends.of(x)
     bad = int(xp.count_nonzero(~xp.all(xp.isfinite(x), axis=1)))

@@ -1,13 +1,15 @@
 """Miners: which pairs of a row count. A miner sees what a loss sees, blocks and summaries, and no more."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from xbm import checks
-from xbm.backends import array_namespace
-from xbm.losses import PairLoss, RowLoss, Staged
-from xbm.losses.base import summarised
-from xbm.reductions import TopK
+from xbm.backends import Array, array_namespace
+from xbm.losses import Block, PairLoss, RowLoss, Staged
+from xbm.losses.base import Stage, summarised
+from xbm.reductions import Results, Summaries, TopK
 
 
 class Miner(Staged, ABC):
@@ -17,7 +19,7 @@ class Miner(Staged, ABC):
     """
 
     @abstractmethod
-    def select(self, block, r):
+    def select(self, block: Block, r: Results) -> Block:
         """Return the block with the pairs that count, from the results of the whole rows."""
 
 
@@ -55,14 +57,14 @@ class MultiSimilarityMiner(Miner):
 
     epsilon: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "epsilon", checks.number("epsilon", self.epsilon))
 
-    def summarise(self, block, r):
+    def summarise(self, block: Block, r: Results) -> Summaries:
         """Return the hardest pair of either side."""
         return {"positive": TopK.of(-block.S, block.P, block), "negative": TopK.of(block.S, block.N, block)}
 
-    def select(self, block, r):
+    def select(self, block: Block, r: Results) -> Block:
         """Return the block with its hard pairs."""
         xp = array_namespace(block.S)
         least_similar, most_similar = -r["positive"].score, r["negative"].score  # inf and -inf without a pair
@@ -72,10 +74,10 @@ class MultiSimilarityMiner(Miner):
         )
 
 
-MINERS = {"multi-similarity": MultiSimilarityMiner}
+MINERS: dict[str, type[Miner]] = {"multi-similarity": MultiSimilarityMiner}
 
 
-def get(miner):
+def get(miner: Miner | str | None) -> Miner | None:
     """Return a miner from a name among `MINERS`, with its defaults; a miner, or None, as it is.
 
     Raises
@@ -93,7 +95,7 @@ def get(miner):
     return MINERS[miner]()
 
 
-def mined(loss, miner):
+def mined(loss: RowLoss, miner: Miner | None) -> RowLoss:
     """Return the loss over the pairs that a miner selects, or the loss itself without one."""
     if miner is None:
         return loss
@@ -103,14 +105,14 @@ def mined(loss, miner):
 class MinedRows(RowLoss):
     """A loss that sees whole rows, over the pairs that a miner selects."""
 
-    def __init__(self, loss, miner):
+    def __init__(self, loss: RowLoss, miner: Miner) -> None:
         self.loss, self.miner = loss, miner
         self.needs_cosines = loss.needs_cosines
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"MinedRows({self.loss!r}, {self.miner!r})"
 
-    def whole(self, block):
+    def whole(self, block: Block) -> tuple[Array, Array]:
         """Return `(L_i (B,), dL_i/dS_ij (B, m))`, 0 for pairs that were not selected."""
         return self.loss.whole(self.miner.select(block, summarised(self.miner.stages, block)))
 
@@ -118,41 +120,41 @@ class MinedRows(RowLoss):
 class Mined(PairLoss):
     """A loss over the pairs that a miner selects: itself a loss, whose first stages are the miner's."""
 
-    def __init__(self, loss, miner):
+    def __init__(self, loss: PairLoss, miner: Miner) -> None:
         self.loss, self.miner = loss, miner
         self.needs_cosines = loss.needs_cosines
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Mined({self.loss!r}, {self.miner!r})"
 
     @property
-    def stages(self):
+    def stages(self) -> tuple[Stage, ...]:
         """Return the miner's stages, then the loss's, each over the pairs selected by then."""
 
-        def of_miner(stage):
+        def of_miner(stage: Stage) -> Stage:
             return lambda block, r: _prefixed("miner", stage(block, _part("miner", r)))
 
-        def of_loss(stage):
+        def of_loss(stage: Stage) -> Stage:
             return lambda block, r: _prefixed("loss", stage(self._select(block, r), _part("loss", r)))
 
         return (*map(of_miner, self.miner.stages), *map(of_loss, self.loss.stages))
 
-    def value(self, r):
+    def value(self, r: Results) -> Array:
         """Return L_i over the selected pairs."""
         return self.loss.value(_part("loss", r))
 
-    def weights(self, block, r):
+    def weights(self, block: Block, r: Results) -> Array:
         """Return dL_i/dS_ij, 0 for pairs that were not selected."""
         return self.loss.weights(self._select(block, r), _part("loss", r))
 
-    def _select(self, block, r):
+    def _select(self, block: Block, r: Results) -> Block:
         return self.miner.select(block, _part("miner", r))
 
 
-def _prefixed(owner, summaries):
+def _prefixed(owner: str, summaries: Summaries) -> Summaries:
     return {f"{owner}.{name}": summary for name, summary in summaries.items()}
 
 
-def _part(owner, r):
+def _part(owner: str, r: Results) -> Results:
     start = f"{owner}."
     return {name.removeprefix(start): result for name, result in r.items() if name.startswith(start)}

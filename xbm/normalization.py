@@ -1,11 +1,11 @@
 """Rows of unit length, and the gradient through them in closed form."""
 
-from xbm.backends import array_namespace
+from xbm.backends import Array, array_namespace
 
 EPS = 1e-6  # rows shorter than this are divided by it instead of by their length
 
 
-def normalize(x):
+def normalize(x: Array) -> tuple[Array, Array]:
     """Return `(z, length)`: z = x / max(|x|, EPS) by rows, and that divisor, (B, 1).
 
     Lengths are taken relative to a row's largest entry, so that no square overflows or vanishes. A length that the
@@ -22,7 +22,7 @@ def normalize(x):
     return xp.where(short, x, unit) / xp.where(short, EPS, excess), xp.where(short, EPS, length)
 
 
-def through_normalize(gradient, z, length):
+def through_normalize(gradient: Array, z: Array, length: Array) -> Array:
     """Return dL/dx from dL/dz: the part of it across z, over the length.
 
     Rows that were divided by EPS have no part along z to lose.

@@ -1,16 +1,18 @@
 """One training step: normalise, enqueue, compare, and the gradient of it all in closed form."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from xbm import backends, checks, drift, losses, memory, mining
-from xbm.batch import read
-from xbm.losses import Block, Contrastive, RowLoss
+from xbm.backends import Array
+from xbm.batch import Batch, read
+from xbm.losses import Block, Contrastive, LossLike, RowLoss
+from xbm.memory import MemoryState
 from xbm.mining import Miner
 from xbm.pairs import MemoryPairs, batch_pairs
 from xbm.scan import scan
-
-Array = Any
 
 REPORT = ("batch_loss", "memory_loss", "fill", "pairs", "drift", "drift_age", "skipped")
 """Names of a step's figures, in their order: the two loss terms as they enter the loss (without and with the
@@ -30,7 +32,7 @@ class Step(NamedTuple):
     loss: Array  # () float32, or float64 if an input is
     gradient: Array | None  # (B, D) dL/dx in x's dtype; None if not asked for
     key_gradient: Array | None  # the same for keys; None without keys
-    state: memory.MemoryState  # after the call
+    state: MemoryState  # after the call
     report: Array  # (7,) float32, the figures named in REPORT
 
 
@@ -82,20 +84,21 @@ class Objective:
     Wang, Zhang, Huang, Scott, "Cross-Batch Memory for Embedding Learning", CVPR 2020, arXiv 1912.06798.
     """
 
-    loss: RowLoss = field(default_factory=Contrastive)
-    miner: Miner | None = None
+    loss: LossLike = field(default_factory=Contrastive)
+    miner: Miner | str | None = None
     weight: float = 1.0
     warmup: int = 1000
     in_batch: bool = True
     normalize: bool = True
-    copies: str = "exclude"
-    on_nonfinite: str = "skip"
+    copies: Literal["exclude", "keep"] = "exclude"
+    on_nonfinite: Literal["skip", "raise"] = "skip"
     block_rows: int | None = None
     criterion: RowLoss = field(init=False, repr=False, compare=False)  # the loss over the pairs that the miner selects
 
-    def __post_init__(self):
-        object.__setattr__(self, "loss", losses.get(self.loss))
-        object.__setattr__(self, "miner", mining.get(self.miner))
+    def __post_init__(self) -> None:
+        loss, miner = losses.get(self.loss), mining.get(self.miner)
+        object.__setattr__(self, "loss", loss)
+        object.__setattr__(self, "miner", miner)
         # Plain numbers: NumPy's own would widen what they meet.
         object.__setattr__(self, "weight", checks.number("weight", self.weight, at_least=0))
         checks.whole_number("warmup", self.warmup, at_least=0)
@@ -105,12 +108,22 @@ class Objective:
         checks.choice("on_nonfinite", self.on_nonfinite, ("skip", "raise"))
         if self.block_rows is not None:
             checks.whole_number("block_rows", self.block_rows, at_least=1)
-        if self.loss.needs_cosines and not self.normalize:
-            raise ValueError(f"{type(self.loss).__name__} is a function of cosines: it needs normalize=True")
+        if loss.needs_cosines and not self.normalize:
+            raise ValueError(f"{type(loss).__name__} is a function of cosines: it needs normalize=True")
         object.__setattr__(self, "warmup", int(self.warmup))
-        object.__setattr__(self, "criterion", mining.mined(self.loss, self.miner))
+        object.__setattr__(self, "criterion", mining.mined(loss, miner))
 
-    def step(self, state, x, labels, *, ids=None, enqueue=None, keys=None, key_labels=None):
+    def step(
+        self,
+        state: MemoryState,
+        x: Array,
+        labels: Array,
+        *,
+        ids: Array | None = None,
+        enqueue: Array | None = None,
+        keys: Array | None = None,
+        key_labels: Array | None = None,
+    ) -> Step:
         """Make one training call: store the batch, then compare it with the memory.
 
         Parameters
@@ -149,7 +162,18 @@ class Objective:
         in_memory = self._memory_term(state, batch, own, gradient=True)
         return self._joined(memory.advance(state), batch, in_batch, in_memory, moved, gradient=True)
 
-    def evaluate(self, state, x, labels, *, ids=None, enqueue=None, keys=None, key_labels=None, gradient=False):
+    def evaluate(
+        self,
+        state: MemoryState,
+        x: Array,
+        labels: Array,
+        *,
+        ids: Array | None = None,
+        enqueue: Array | None = None,
+        keys: Array | None = None,
+        key_labels: Array | None = None,
+        gradient: bool = False,
+    ) -> Step:
         """Return the loss against the memory as it is; store and count nothing, whatever `enqueue` says.
 
         Takes and returns what `step` does; `gradient` tells whether to compute the gradients.
@@ -159,16 +183,25 @@ class Objective:
         in_memory = self._memory_term(state, batch, None, gradient=gradient)
         return self._joined(state, batch, in_batch, in_memory, None, gradient=gradient)
 
-    def store(self, state, x, labels, *, ids=None):
+    def store(self, state: MemoryState, x: Array, labels: Array, *, ids: Array | None = None) -> MemoryState:
         """Return the state with a batch stored as rows of before this call, compared with nothing and not counted."""
         batch = self._read(state, x, labels, ids=ids)
         keep, bad = memory.storable(state, batch.stored, on_nonfinite=self.on_nonfinite)
         return memory.write(state, batch.stored, batch.labels, batch.ids, keep, bad, age=1)
 
-    def _read(self, state, x, labels, **options):
+    def _read(self, state: MemoryState, x: Array, labels: Array, **options: Any) -> Batch:
         return read(state, x, labels, unit=self.normalize, **options)
 
-    def _joined(self, state, batch, in_batch, in_memory, moved, *, gradient):
+    def _joined(
+        self,
+        state: MemoryState,
+        batch: Batch,
+        in_batch: _Term,
+        in_memory: _Term,
+        moved: drift.Drift | None,
+        *,
+        gradient: bool,
+    ) -> Step:
         """Return the step whose two terms these are."""
         xp, ops = backends.of(batch.z)
         B = max(batch.z.shape[0], 1)
@@ -195,7 +228,7 @@ class Objective:
         report = ops.stop_gradient(xp.stack([xp.astype(figures[name], xp.float32) for name in REPORT]))
         return Step(batch_loss + memory_loss, dx, dk, state, report)
 
-    def _batch_term(self, batch, *, gradient):
+    def _batch_term(self, batch: Batch, *, gradient: bool) -> _Term:
         """Compare the batch with itself, or with its keys; the gradient is two-sided."""
         xp, ops = backends.of(batch.z)
         Z, V = batch.z, batch.stored
@@ -208,7 +241,7 @@ class Objective:
             value, W = self.criterion.whole(Block(Z @ V.T, P, N, columns, anchors))
             return _Term(value, W @ V, W.T @ Z) if gradient else _Term(value)
 
-    def _memory_term(self, state, batch, own, *, gradient):
+    def _memory_term(self, state: MemoryState, batch: Batch, own: Array | None, *, gradient: bool) -> _Term:
         """Compare the batch with the memory; zeros while that warms up. Memory rows are constants."""
         xp, ops = backends.of(batch.z)
         step, count = ops.known(state.step), ops.known(state.count)
@@ -242,12 +275,12 @@ class _Term(NamedTuple):
     """One term of the loss before its weight, for B anchors; gradients None where not asked for."""
 
     value: Array  # (B,) L_i
-    gradient: Array | None = None  # (B, D) sum_i dL_i/dz
-    of_keys: Array | None = None  # (K, D) sum_i dL_i/dk
-    pairs: Array | None = None  # () pairs with a non-zero weight
+    gradient: Array = None  # (B, D) sum_i dL_i/dz
+    of_keys: Array = None  # (K, D) sum_i dL_i/dk
+    pairs: Array = None  # () pairs with a non-zero weight
 
     @classmethod
-    def zero(cls, z, k=None):
+    def zero(cls, z: Array, k: Array | None = None) -> Self:
         xp, _ = backends.of(z)
         pairs = xp.zeros((), dtype=z.dtype, device=z.device)
         return cls(xp.zeros_like(z[:, 0]), xp.zeros_like(z), None if k is None else xp.zeros_like(k), pairs)

@@ -4,24 +4,24 @@ Pairs are weights, not booleans: 1 for a pair, 0 for none. What changes them lat
 age decay) multiplies.
 """
 
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Self
 
 from xbm import backends
-from xbm.backends import array_namespace
-
-Array = Any
+from xbm.backends import Array, array_namespace
 
 
-def batch_pairs(labels, key_labels=None, *, dtype):
+def batch_pairs(labels: Array, key_labels: Array | None = None, *, dtype: Any) -> tuple[Array, Array]:
     """Return `(P, N)` of a batch, each (B, B), or (B, K) against K keys.
 
     Within a batch i = j is no pair, by index. Against keys nothing is excluded: key i is query i's candidate.
     """
     xp = array_namespace(labels)
-    within = key_labels is None
-    same = labels[:, None] == (labels if within else key_labels)[None, :]
+    others = labels if key_labels is None else key_labels
+    same = labels[:, None] == others[None, :]
     usable = xp.ones_like(same)
-    if within:
+    if key_labels is None:
         order = xp.arange(labels.shape[0], device=labels.device)
         usable = order[:, None] != order[None, :]
     return xp.astype(same & usable, dtype), xp.astype(~same & usable, dtype)
@@ -34,20 +34,20 @@ class Keys(NamedTuple):
     places: Array  # (B,) floating point, place of each anchor's integer among the ordered ones
 
     @classmethod
-    def of(cls, integers, dtype):
+    def of(cls, integers: Array, dtype: Any) -> Self:
         """Sort the anchors' integers (B,) once."""
         xp = array_namespace(integers)
         ordered = xp.sort(integers)
         return cls(ordered, xp.astype(xp.searchsorted(ordered, integers), dtype))
 
-    def places_of(self, integers):
+    def places_of(self, integers: Array) -> Array:
         """Return the place of each row's integer (m,) among the anchors', -1 where it is none of theirs."""
         xp = array_namespace(integers)
         place = xp.searchsorted(self.ordered, integers)
         met = xp.take(self.ordered, xp.where(place < self.ordered.shape[0], place, 0)) == integers
         return xp.astype(xp.where(met, place, -1), self.places.dtype)
 
-    def equal(self, places):
+    def equal(self, places: Array) -> Array:
         """Return 1 where an anchor and a row of a place (m,) have the same integer, else 0, as (B, m) floating point.
 
         By arithmetic on places, whole numbers up to B: on a CPU, to compare long integers and to cast the outcome
@@ -65,7 +65,7 @@ class Met(NamedTuple):
     own: Array | None  # (m,) place of its slot
     id: Array | None  # (m,) place of its sample, if it was stored before this call
 
-    def any(self):
+    def any(self) -> Array:
         """Tell of each row (m,) whether it is of some anchor's class, slot or sample; others are negatives to all."""
         known = [places >= 0 for places in (self.label, self.own, self.id) if places is not None]
         met = known[0]
@@ -73,7 +73,7 @@ class Met(NamedTuple):
             met = met | one
         return met
 
-    def take(self, indices):
+    def take(self, indices: Array) -> Met:
         """Return some of the rows."""
         xp = array_namespace(self.label)
         return Met(*(None if column is None else xp.take(column, indices) for column in self))
@@ -93,12 +93,12 @@ class MemoryPairs(NamedTuple):
     step: Array  # () index of the call
 
     @classmethod
-    def of(cls, labels, *, own, ids, count, step, dtype):
+    def of(cls, labels: Array, *, own: Array | None, ids: Array | None, count: Array, step: Array, dtype: Any) -> Self:
         """Return the pairs of anchors with labels, own slots and ids, each (B,) or None, as weights of a dtype."""
         own, ids = (None if one is None else Keys.of(one, dtype) for one in (own, ids))
         return cls(Keys.of(labels, dtype), own, ids, count, step)
 
-    def meet(self, slots, labels, ids, stored_at):
+    def meet(self, slots: Array, labels: Array, ids: Array, stored_at: Array) -> Met:
         """Look the rows in slots (m,) up, by what the memory holds of them, each (m,)."""
         xp = array_namespace(labels)
         older = (ids >= 0) & (stored_at < self.step)
@@ -109,7 +109,7 @@ class MemoryPairs(NamedTuple):
             id=None if self.ids is None else self.ids.places_of(xp.where(older, ids, -2)),
         )
 
-    def between(self, met):
+    def between(self, met: Met) -> tuple[Array, Array]:
         """Return `(P, N)`, each (B, m), of the anchors and the rows they met."""
         xp, ops = backends.of(met.label)
         pairs = met.filled[None, :]

@@ -4,11 +4,28 @@ Each is built from a block with `of`, joined with another block's by `merge`, an
 the same for blocks of one memory, shards of it, or ranks, so none ever needs a whole row at once.
 """
 
-from typing import Any, NamedTuple
+from __future__ import annotations
 
-from xbm.backends import array_namespace
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
-Array = Any
+from xbm.backends import Array, array_namespace
+
+
+class Reduction(Protocol):
+    """What a walk asks of a reduction: to be joined with that of a later block, and to be read in the end."""
+
+    def merge(self, other: Self) -> Self:
+        """Join with a later block."""
+
+    def result(self) -> Any:
+        """Return what it has found in the whole row."""
+
+
+Summaries: TypeAlias = dict[str, Reduction]
+"""Reductions of a block by name."""
+
+Results: TypeAlias = dict[str, Any]
+"""Their results for the whole rows."""
 
 
 class Sum(NamedTuple):
@@ -17,15 +34,15 @@ class Sum(NamedTuple):
     total: Array
 
     @classmethod
-    def of(cls, x):
+    def of(cls, x: Array) -> Self:
         """Reduce a block x (B, m) or (B, m, K), already multiplied by its pairs' weights."""
         return cls(array_namespace(x).sum(x, axis=1))
 
-    def merge(self, other):
+    def merge(self, other: Sum) -> Sum:
         """Join with a later block."""
         return Sum(self.total + other.total)
 
-    def result(self):
+    def result(self) -> Array:
         """Return the sums, 0 where there was no pair."""
         return self.total
 
@@ -37,14 +54,14 @@ class LogSumExp(NamedTuple):
     total: Array  # (B,) sum of w exp(x - peak)
 
     @classmethod
-    def of(cls, x, weight):
+    def of(cls, x: Array, weight: Array) -> Self:
         """Reduce a block of exponents x (B, m) with pair weights (B, m), 0 = no pair."""
         xp = array_namespace(x)
         x = xp.where(weight > 0, x, -xp.inf)
         peak = xp.max(x, axis=1)
         return cls(peak, xp.sum(weight * xp.exp(x - _finite(peak)[:, None]), axis=1))
 
-    def merge(self, other):
+    def merge(self, other: LogSumExp) -> LogSumExp:
         """Join with a later block."""
         xp = array_namespace(self.peak)
         peak = xp.maximum(self.peak, other.peak)
@@ -52,7 +69,7 @@ class LogSumExp(NamedTuple):
         total = self.total * xp.exp(self.peak - shift) + other.total * xp.exp(other.peak - shift)
         return LogSumExp(peak, total)
 
-    def result(self):
+    def result(self) -> Array:
         """Return the logarithms, -inf where there was no pair."""
         xp = array_namespace(self.peak)
         any_pair = self.peak > -xp.inf
@@ -67,7 +84,7 @@ class TopK(NamedTuple):
     similarity: Array  # (B, k)
 
     @classmethod
-    def of(cls, score, weight, block, k=1):
+    def of(cls, score: Array, weight: Array, block: Any, k: int = 1) -> TopK:
         """Reduce a block by score (B, m) among the pairs of weight (B, m) > 0."""
         xp = array_namespace(score)
         score = xp.where(weight > 0, score, -xp.inf)
@@ -83,17 +100,17 @@ class TopK(NamedTuple):
             similarity = block.S
         return cls(score, slot, similarity)._largest(k)
 
-    def merge(self, other):
+    def merge(self, other: TopK) -> TopK:
         """Join with a later block."""
         xp = array_namespace(self.score)
         joined = (xp.concat([mine, theirs], axis=1) for mine, theirs in zip(self, other, strict=True))
         return TopK(*joined)._largest(self.score.shape[1])
 
-    def result(self):
+    def result(self) -> TopK:
         """Return the k pairs themselves."""
         return self
 
-    def _largest(self, k):
+    def _largest(self, k: int) -> TopK:
         xp = array_namespace(self.score)
         if k == 1:
             order = xp.argmax(self.score, axis=1, keepdims=True)
@@ -106,6 +123,6 @@ class TopK(NamedTuple):
         return TopK(*(xp.reshape(xp.take(xp.reshape(column, (-1,)), places), order.shape) for column in self))
 
 
-def _finite(peak):
+def _finite(peak: Array) -> Array:
     xp = array_namespace(peak)
     return xp.where(peak > -xp.inf, peak, 0.0)

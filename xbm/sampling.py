@@ -3,9 +3,12 @@
 A batch is a function of the seed and its index alone. A run resumes at any batch without a saved sampler.
 """
 
+from collections.abc import Iterator
 from itertools import count
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from xbm import checks
 
@@ -62,7 +65,16 @@ class PKSampler:
     (1, True)
     """
 
-    def __init__(self, labels, *, classes, instances, seed=0, batches=None, start=0):
+    def __init__(
+        self,
+        labels: ArrayLike,
+        *,
+        classes: int,
+        instances: int,
+        seed: int = 0,
+        batches: int | None = None,
+        start: int = 0,
+    ) -> None:
         checks.whole_number("classes", classes, at_least=1)
         checks.whole_number("instances", instances, at_least=1)
         checks.whole_number("seed", seed, at_least=0)
@@ -80,9 +92,9 @@ class PKSampler:
         if self._size.size < classes:
             raise ValueError(f"classes must be at most {self._size.size}, the classes among the labels, got {classes}")
         self.batches_per_epoch = -(-self._size.size // classes)
-        self._epoch = None, None
+        self._epoch: tuple[int | None, Any] = None, None
 
-    def batch(self, t):
+    def batch(self, t: int) -> NDArray[np.int64]:
         """Return batch t as (P * K,) int64 indices, the K instances of a class side by side.
 
         Any t >= 0 may be asked for in any order: `start` and `batches` bound only the iteration.
@@ -105,18 +117,18 @@ class PKSampler:
         pick = random.permuted(np.where(size < K, repeated, pick), axis=1)  # Floyd's draw leaves them half in order
         return self._by_class[(self._first[chosen] + pick).ravel()]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[int]]:
         """Yield batches `start`, `start` + 1, ... as lists of int; each iteration begins anew at `start`."""
         for t in count(self.start) if self.batches is None else range(self.start, self.batches):
             yield self.batch(t).tolist()
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Return how many batches an iteration yields."""
         if self.batches is None:
             raise TypeError("an endless PKSampler has no length: give batches")
         return self.batches - self.start
 
-    def _order(self, epoch):
+    def _order(self, epoch: int) -> NDArray[np.int64]:
         """Return an epoch's classes in their order, with those that fill up its last batch."""
         known, order = self._epoch
         if known != epoch:
@@ -126,17 +138,17 @@ class PKSampler:
             self._epoch = epoch, order
         return order
 
-    def _random(self, purpose, index):
+    def _random(self, purpose: int, index: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, purpose, index])
 
 
-def _runs(ordered):
+def _runs(ordered: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return where each run of equal values begins in an ordered array, and its length."""
     first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     return first, np.diff(first, append=ordered.size)
 
 
-def _checked(labels):
+def _checked(labels: ArrayLike) -> NDArray[Any]:
     """Return labels as a NumPy array, refusing anything but at least one integer for each sample."""
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.size == 0:

@@ -5,13 +5,17 @@
 gets them in one block.
 """
 
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 from xbm import backends
-from xbm.losses import Block, PairLoss, SidedPairLoss
+from xbm.backends import Array
+from xbm.losses import Block, PairLoss, RowLoss, SidedPairLoss
 from xbm.losses.base import results
-
-Array = Any
+from xbm.pairs import MemoryPairs, Met
+from xbm.reductions import Summaries
 
 
 class Scanned(NamedTuple):
@@ -22,7 +26,17 @@ class Scanned(NamedTuple):
     pairs: Array | None  # () pairs with W_ij != 0
 
 
-def scan(loss, anchors, rows, columns, pairs, *, block_rows, limit=None, gradient=True):
+def scan(
+    loss: RowLoss,
+    anchors: Array,
+    rows: Array,
+    columns: tuple[Array, ...],
+    pairs: MemoryPairs,
+    *,
+    block_rows: int,
+    limit: int | None = None,
+    gradient: bool = True,
+) -> Scanned:
     """Evaluate a loss for anchors against the rows of a memory.
 
     Parameters
@@ -34,7 +48,7 @@ def scan(loss, anchors, rows, columns, pairs, *, block_rows, limit=None, gradien
         Constants: no gradient goes into them.
     columns : tuple of (M,) arrays
         What `pairs` wants to know of the rows.
-    pairs : Pairs
+    pairs : MemoryPairs
         Which pairs are positive and negative.
     block_rows : int
         m, rows in a block; extra memory is O(B m), or O(B M) for a loss that sees whole rows.
@@ -51,8 +65,8 @@ def scan(loss, anchors, rows, columns, pairs, *, block_rows, limit=None, gradien
     every_anchor = xp.arange(anchors.shape[0], device=anchors.device)
     size = block_rows if isinstance(loss, PairLoss) else rows.shape[0]
 
-    def walk(visit):
-        def visit_block(carry, start, block_of_rows, *block_of_columns):
+    def walk(visit: Callable[[Array, Array, Array, Met], Any]) -> Any:
+        def visit_block(carry: Any, start: Any, block_of_rows: Array, *block_of_columns: Array) -> Any:
             V = xp.astype(block_of_rows, anchors.dtype, copy=False)
             slots = start + xp.arange(V.shape[0], device=anchors.device)
             found = visit(anchors @ V.T, V, slots, pairs.meet(slots, *block_of_columns))
@@ -60,12 +74,12 @@ def scan(loss, anchors, rows, columns, pairs, *, block_rows, limit=None, gradien
 
         return ops.fold(visit_block, (rows, *columns), size, limit=limit)
 
-    def walk_blocks(visit):
+    def walk_blocks(visit: Callable[[Block, Array], Any]) -> Any:
         return walk(lambda S, V, slots, met: visit(Block(S, *pairs.between(met), slots, every_anchor), V))
 
     if not isinstance(loss, PairLoss):
 
-        def whole(block, V):
+        def whole(block: Block, V: Array) -> tuple[Array, _Weighed]:
             value, W = loss.whole(block)
             return value, (_weigh(W, V) if gradient else _Weighed(None, None))
 
@@ -81,24 +95,24 @@ def scan(loss, anchors, rows, columns, pairs, *, block_rows, limit=None, gradien
 
     r = {}
     for stage in loss.stages:
-        r = r | results(walk_blocks(lambda block, V, stage=stage: stage(block, r)))
+        r = r | results(walk_blocks(lambda block, V: stage(block, r)))
     if not gradient:
         return Scanned(loss.value(r), None, None)
     return Scanned(loss.value(r), *walk_blocks(lambda block, V: _weigh(loss.weights(block, r), V)))
 
 
-def _sided(loss, S, V, pairs, met):
+def _sided(loss: SidedPairLoss, S: Array, V: Array, pairs: MemoryPairs, met: Met) -> tuple[_Found, _Found]:
     """Return `(summaries, weighed)` of either side of a block, from the rows that can matter to it where those are few.
 
     Rows that no anchor meets are negatives to all: most rows, and nothing but their similarity need be looked at.
     """
     xp, ops = backends.of(S)
 
-    def pull(S, P, V):
+    def pull(S: Array, P: Array, V: Array) -> _Found:
         side = loss.positive(S, P)
         return side.summaries, _weigh(side.weights, V)
 
-    def push(S, N, V):
+    def push(S: Array, N: Array, V: Array) -> _Found:
         if loss.negative_floor is not None:
             above = ops.few(xp.max(S, axis=0) > loss.negative_floor)
             if above is not None:
@@ -117,7 +131,7 @@ def _sided(loss, S, V, pairs, met):
     return pull(S_few, P, V_few), _merge(push(S_few, N, V_few), push(S, others, V))
 
 
-def _weigh(W, V):
+def _weigh(W: Array, V: Array) -> _Weighed:
     """Return W V, reading only the rows of some weight where those are few."""
     xp, ops = backends.of(W)
     few = ops.few(xp.sum(xp.abs(W), axis=0) != 0)  # a NaN is not 0
@@ -130,11 +144,14 @@ class _Weighed(NamedTuple):
     gradient: Array  # (B, D) sum_j W_ij v_j so far
     pairs: Array  # () pairs with W_ij != 0 so far
 
-    def merge(self, other):
+    def merge(self, other: _Weighed) -> _Weighed:
         return _Weighed(self.gradient + other.gradient, self.pairs + other.pairs)
 
 
-def _merge(carry, found):
+_Found: TypeAlias = tuple[Summaries, _Weighed]  # in one side of a block
+
+
+def _merge(carry: Any, found: Any) -> Any:
     """Join two blocks' findings: reductions, or dicts and tuples of them."""
     if isinstance(carry, dict):
         return {name: _merge(carry[name], found[name]) for name in carry}

@@ -1,12 +1,14 @@
 """The memory as an `nn.Module`: its buffers, and how they are moved, saved, loaded and copied."""
 
 import copy
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import array_api_compat.torch as xp
 import torch
 
 from xbm import backends, memory
-from xbm.memory import MemoryState
+from xbm.memory import MemoryState, Rows
 
 backends.of(torch.empty(0))  # looked up before a compiler looks
 
@@ -18,47 +20,58 @@ class Memory(torch.nn.Module):
     its first call. Until then its buffers lie on the meta device and take no space.
     """
 
-    def __init__(self, dim, capacity, *, dtype=torch.float32, device=None):
+    embeddings: torch.Tensor
+    labels: torch.Tensor
+    ids: torch.Tensor
+    stored_at: torch.Tensor
+    cursor: torch.Tensor
+    count: torch.Tensor
+    step: torch.Tensor
+    skipped: torch.Tensor
+
+    def __init__(
+        self, dim: int, capacity: int, *, dtype: torch.dtype = torch.float32, device: torch.types.Device = None
+    ) -> None:
         super().__init__()
         for name, value in _empty(dim, capacity, dtype, device)._asdict().items():
             self.register_buffer(name, value)
 
     @property
-    def capacity(self):
+    def capacity(self) -> int:
         """M, the most rows the memory holds."""
         return self.embeddings.shape[0]
 
     @property
-    def dim(self):
+    def dim(self) -> int:
         """D, the embeddings' size."""
         return self.embeddings.shape[1]
 
-    def rows(self):
+    def rows(self) -> Rows:
         """Return copies of the filled rows, oldest first: `embeddings` (n, D), `labels`, `ids`, `stored_at` (n,)."""
         return memory.rows(self._state())
 
-    def clear(self):
+    def clear(self) -> None:
         """Empty the memory. Steps and skipped rows count on: a warm-up that is over stays over."""
         self._keep(memory.clear(self._state()))
 
-    def _state(self, device="cpu"):
+    def _state(self, device: torch.device | str = "cpu") -> MemoryState:
         """Return the memory; one that has not begun yet begins on a device."""
         if self.embeddings.is_meta and torch.device(device).type != "meta":
             for name, value in _empty(self.dim, self.capacity, self.embeddings.dtype, device)._asdict().items():
                 setattr(self, name, value)
         return MemoryState(*(getattr(self, name) for name in MemoryState._fields))
 
-    def _keep(self, state):
+    def _keep(self, state: MemoryState) -> None:
         """Copy into the buffers what was not written there in place."""
         for name, value in state._asdict().items():
             buffer = getattr(self, name)
             if value is not buffer:
                 buffer.copy_(value)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         """Let `.to(device)` move the memory, and keep its own dtypes through `.half()` and `.to(dtype)`."""
 
-        def keeping_dtype(tensor):
+        def keeping_dtype(tensor: torch.Tensor) -> torch.Tensor:
             try:
                 moved = fn(tensor)
             except NotImplementedError:
@@ -72,7 +85,7 @@ class Memory(torch.nn.Module):
                 child._apply(fn)
         return super()._apply(keeping_dtype, recurse=False)
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return a copy without the rows."""
         twin = memo[id(self)] = self.__class__.__new__(self.__class__)
         for name in MemoryState._fields:
@@ -81,14 +94,23 @@ class Memory(torch.nn.Module):
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """Save the memory, unless it has not begun."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name in MemoryState._fields:
             if destination[prefix + name].is_meta:
                 del destination[prefix + name]
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors):
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        errors: list[str],
+    ) -> None:
         """Take a memory of any capacity, its newest rows, and take it whole or not at all."""
         state_dict, fitted = dict(state_dict), None
         present = [prefix + name for name in MemoryState._fields if prefix + name in state_dict]
@@ -109,10 +131,10 @@ class Memory(torch.nn.Module):
         if fitted is not None:
             self._loaded()
 
-    def _loaded(self):
+    def _loaded(self) -> None:
         """Do what is to be done once a saved memory was taken."""
 
-    def _fitted(self, saved):
+    def _fitted(self, saved: MemoryState) -> MemoryState:
         """Return a saved memory in this one's capacity and dtypes, or raise a ValueError that says why not."""
         for name, value in saved._asdict().items():
             if not isinstance(value, torch.Tensor) or value.is_meta or value.layout != torch.strided:
@@ -131,5 +153,5 @@ class Memory(torch.nn.Module):
         return fitted
 
 
-def _empty(dim, capacity, dtype, device):
+def _empty(dim: int, capacity: int, dtype: torch.dtype, device: torch.types.Device) -> MemoryState:
     return memory.init(capacity=capacity, dim=dim, dtype=dtype, device=device, xp=xp)

@@ -1,11 +1,16 @@
 """The PyTorch module: the core's step over a memory in buffers, its gradient attached to autograd."""
 
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
 import torch
 
 from xbm import losses
 from xbm.backends.torch import attach_gradient, is_compiling
 from xbm.integrations.torch.memory import Memory
 from xbm.integrations.torch.report import Report
+from xbm.losses import LossLike
+from xbm.mining import Miner
 from xbm.objective import REPORT, Objective
 
 
@@ -70,23 +75,25 @@ class XBM(Memory):
     Wang, Zhang, Huang, Scott, "Cross-Batch Memory for Embedding Learning", CVPR 2020, arXiv 1912.06798.
     """
 
+    figures: torch.Tensor
+
     def __init__(
         self,
-        dim,
-        capacity,
-        loss="contrastive",
+        dim: int,
+        capacity: int,
+        loss: LossLike = "contrastive",
         *,
-        miner=None,
-        weight=1.0,
-        warmup=1000,
-        reduction=None,
-        in_batch=True,
-        normalize=True,
-        dtype=torch.float32,
-        copies="exclude",
-        on_nonfinite="skip",
-        device=None,
-    ):
+        miner: Miner | str | None = None,
+        weight: float = 1.0,
+        warmup: int = 1000,
+        reduction: Literal["mean", "sum"] | None = None,
+        in_batch: bool = True,
+        normalize: bool = True,
+        dtype: torch.dtype = torch.float32,
+        copies: Literal["exclude", "keep"] = "exclude",
+        on_nonfinite: Literal["skip", "raise"] = "skip",
+        device: torch.types.Device = None,
+    ) -> None:
         super().__init__(dim, capacity, dtype=dtype, device=device)
         self.objective = Objective(
             loss=losses.get(loss, reduction),
@@ -104,7 +111,7 @@ class XBM(Memory):
         self.register_buffer("figures", figures, persistent=False)
 
     @property
-    def report(self):
+    def report(self) -> Report:
         """The last training call's figures: a read-only mapping of name to float, live (`dict(xbm.report)` is a copy).
 
         Only reading a figure makes a device wait.
@@ -116,7 +123,16 @@ class XBM(Memory):
         """
         return Report(self.figures)
 
-    def forward(self, embeddings, labels, *, ids=None, enqueue=None, keys=None, key_labels=None):
+    def forward(
+        self,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        ids: torch.Tensor | None = None,
+        enqueue: torch.Tensor | None = None,
+        keys: torch.Tensor | None = None,
+        key_labels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Return the loss, a scalar; in training mode store the batch first.
 
         Parameters
@@ -167,12 +183,15 @@ class XBM(Memory):
             pairs.append((keys, result.key_gradient))
         return attach_gradient(result.loss, *pairs)
 
-    def clear(self):
+    if TYPE_CHECKING:
+        __call__ = forward  # nn.Module's own takes and returns anything
+
+    def clear(self) -> None:
         """Empty the memory and the report. Steps and skipped rows count on: a warm-up that is over stays over."""
         super().clear()
         self.figures.fill_(torch.nan)
 
-    def fill(self, encoder, loader):
+    def fill(self, encoder: Callable[[Any], torch.Tensor], loader: Iterable[Sequence[Any]]) -> int:
         """Fill the memory with the embeddings of a loader's samples, as the paper does once the warm-up is over.
 
         The encoder is called as it is (in the mode it is in) without gradients, on the memory's device, until
@@ -210,7 +229,7 @@ class XBM(Memory):
                 break
         return offered
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         """Return the options, for `print(module)`."""
         o = self.objective
         return (
@@ -219,14 +238,14 @@ class XBM(Memory):
             f"copies={o.copies!r}, on_nonfinite={o.on_nonfinite!r}"
         )
 
-    def _loaded(self):
+    def _loaded(self) -> None:
         """Forget the figures of before."""
         if self.figures.device != self.embeddings.device:
             self.figures = torch.empty_like(self.figures, device=self.embeddings.device)
         self.figures.fill_(torch.nan)
 
 
-def _wide(x):
+def _wide(x: Any) -> Any:
     """Return x detached and in float32 if it is half precision, so that its gradient is rounded only once."""
     if not isinstance(x, torch.Tensor):
         return x
@@ -234,7 +253,7 @@ def _wide(x):
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _refuse_recomputation():
+def _refuse_recomputation() -> None:
     """Refuse to run inside a backward pass."""
     if not is_compiling() and torch._C._current_graph_task_id() != -1:
         raise RuntimeError(

@@ -10,8 +10,16 @@ whatever it has no better word for.
 
 from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, TypeAlias
 
 import array_api_compat
+
+Array: TypeAlias = Any
+"""An array of any library: the standard names no type that all of them share."""
+
+Namespace: TypeAlias = ModuleType
+"""The functions and dtypes of one library, as `array_namespace` finds them."""
 
 OPERATIONS = (
     "write_rows",
@@ -28,7 +36,7 @@ OPERATIONS = (
 )
 
 
-def array_namespace(x):
+def array_namespace(x: Array) -> Namespace:
     """Return the namespace of an array's library, looked up once per type of array.
 
     Raises
@@ -42,7 +50,7 @@ def array_namespace(x):
     return _namespaces[kind]
 
 
-def of(array):
+def of(array: Array) -> tuple[Namespace, ModuleType]:
     """Return `(xp, ops)`: the namespace of the array's library, and its operations beyond the standard.
 
     Raises
@@ -54,12 +62,12 @@ def of(array):
     return xp, operations(xp)
 
 
-def library(xp):
+def library(xp: Namespace) -> str:
     """Return the name of the library whose namespace is `xp`, such as "numpy"."""
     return xp.__name__.removeprefix("array_api_compat.").split(".")[0]
 
 
-def operations(xp):
+def operations(xp: Namespace) -> ModuleType:
     """Return the module with the operations of the library whose namespace is `xp`."""
     name = library(xp)
     if name not in _loaded:
@@ -69,5 +77,5 @@ def operations(xp):
 
 
 # Plain dicts: torch.compile looks through functools.cache, and warns.
-_namespaces = {}  # type of array: namespace
-_loaded = {}  # name of library: module
+_namespaces: dict[type, Namespace] = {}  # by type of array
+_loaded: dict[str, ModuleType] = {}  # operations by name of library

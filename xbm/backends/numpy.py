@@ -1,6 +1,9 @@
 """Operations for NumPy: writes in place, selects by partition."""
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from xbm.backends.standard import few_on_host as few
 from xbm.backends.standard import (
@@ -28,13 +31,13 @@ __all__ = [
 ]
 
 
-def write_rows(array, slots, rows):
+def write_rows(array: NDArray[Any], slots: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
     """Write rows (K, ...) into slots (K,) of a ring (M, ...), K <= M; return the ring."""
     array[slots] = rows
     return array
 
 
-def top_k(x, k):
+def top_k(x: NDArray[Any], k: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the k largest of each row of x (B, n) as (values, indices), both (B, k), k <= n.
 
     In falling order; of equal values the lowest index comes first.
@@ -49,6 +52,6 @@ def top_k(x, k):
     return np.take_along_axis(values, order, axis=1), np.take_along_axis(indices, order, axis=1)
 
 
-def known(x):
+def known(x: NDArray[Any]) -> int:
     """Return the value of an integer scalar: in NumPy reading it costs nothing."""
     return int(x)

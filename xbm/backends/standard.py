@@ -3,14 +3,16 @@
 The standard has no scatter, so a write copies the array; nothing else here is slower than it must be.
 """
 
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
-from xbm.backends import array_namespace
+from xbm.backends import Array, array_namespace
 
 GATHER_BELOW = 0.25  # share of columns up to which gathering them beats computing with all
 
 
-def write_rows(array, slots, rows):
+def write_rows(array: Array, slots: Array, rows: Array) -> Array:
     """Write rows (K, ...) into slots (K,) of a ring (M, ...), K <= M; return the ring.
 
     The slots follow each other round the ring. Consumes `array`: only the returned one may be used afterwards.
@@ -26,12 +28,12 @@ def write_rows(array, slots, rows):
     return xp.where(hit, xp.take(rows, xp.clip(source, max=written - 1), axis=0), array)
 
 
-def stop_gradient(x):
+def stop_gradient(x: Array) -> Array:
     """Return x as a constant for whatever differentiates through the library."""
     return x
 
 
-def fold(visit, columns, size, *, limit=None):
+def fold(visit: Callable[..., Any], columns: Sequence[Array], size: int, *, limit: int | None = None) -> Any:
     """Fold `carry = visit(carry, start, *blocks)` over blocks of `size` rows of arrays of equal length.
 
     The first carry is None. Blocks that begin at row `limit` or later are left out.
@@ -44,7 +46,7 @@ def fold(visit, columns, size, *, limit=None):
     return carry
 
 
-def top_k(x, k):
+def top_k(x: Array, k: int) -> tuple[Array, Array]:
     """Return the k largest of each row of x (B, n) as (values, indices), both (B, k), k <= n.
 
     In falling order; of equal values the lowest index comes first.
@@ -54,18 +56,18 @@ def top_k(x, k):
     return xp.take_along_axis(x, indices, axis=1), indices
 
 
-def running_count(mask):
+def running_count(mask: Array) -> Array:
     """Return (n,) int64: how many of the first i + 1 entries of a mask (n,) are True."""
     xp = array_namespace(mask)
     return xp.cumulative_sum(xp.astype(mask, xp.int64))
 
 
-def is_positive(x):
+def is_positive(x: Array) -> Array:
     """Return 1 where x > 0 and 0 elsewhere, in x's dtype."""
     return array_namespace(x).astype(x > 0, x.dtype)
 
 
-def few(mask):
+def few(mask: Array) -> Array | None:
     """Return the indices of a mask's True entries, at least one, if they are few and cost nothing to read, else None.
 
     The only place where a shape or a branch may depend on values.
@@ -73,7 +75,7 @@ def few(mask):
     return None
 
 
-def few_on_host(mask):
+def few_on_host(mask: Array) -> Array | None:
     """Return the indices of a mask's True entries, at least one, if they are few: for eager code on the host."""
     xp = array_namespace(mask)
     (indices,) = xp.nonzero(mask)
@@ -82,23 +84,23 @@ def few_on_host(mask):
     return indices if indices.shape[0] else xp.zeros((1,), dtype=indices.dtype, device=mask.device)
 
 
-def value_and_gradient(function, x):
+def value_and_gradient(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
     """Return `(function(x) (B,), d sum(function(x)) / dx)` by automatic differentiation."""
     raise NotImplementedError(
         f"{type(x).__module__} cannot differentiate a function: give the loss as an xbm.PairLoss, with its weights"
     )
 
 
-def full_precision(x):
+def full_precision(x: Array) -> AbstractContextManager[Any]:
     """Return a context in which nothing is computed in less than the inputs' precision."""
     return nullcontext()
 
 
-def known(x):
+def known(x: Array) -> int | None:
     """Return the value of an integer scalar if reading it costs nothing (no device waits), else None."""
     return None
 
 
-def is_compiling():
+def is_compiling() -> bool:
     """Tell whether the call is being traced by a compiler, so that no value may be read."""
     return False

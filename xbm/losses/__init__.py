@@ -4,9 +4,11 @@ In formulas: S the cosine similarities, P and N the positive and negative pairs 
 [x]+ = max(x, 0).
 """
 
+from typing import Literal, TypeAlias
+
 from xbm.losses.base import Block, PairLoss, RowLoss, Side, SidedPairLoss, Staged
 from xbm.losses.contrastive import Contrastive
-from xbm.losses.custom import Differentiated
+from xbm.losses.custom import Differentiated, Function
 from xbm.losses.multi_similarity import MultiSimilarity
 from xbm.losses.supcon import SupCon
 from xbm.losses.triplet import BatchHardTriplet
@@ -17,6 +19,8 @@ __all__ = [
     "Block",
     "Contrastive",
     "Differentiated",
+    "Function",
+    "LossLike",
     "MultiSimilarity",
     "PairLoss",
     "RowLoss",
@@ -27,7 +31,10 @@ __all__ = [
     "get",
 ]
 
-LOSSES = {
+LossLike: TypeAlias = str | RowLoss | Function
+"""What `get` takes for a loss: a name among `LOSSES`, an object or a function."""
+
+LOSSES: dict[str, type[RowLoss]] = {
     "contrastive": Contrastive,
     "multi-similarity": MultiSimilarity,
     "batch-hard-triplet": BatchHardTriplet,
@@ -35,7 +42,7 @@ LOSSES = {
 }
 
 
-def get(loss, reduction=None):
+def get(loss: LossLike, reduction: Literal["mean", "sum"] | None = None) -> RowLoss:
     """Return a loss from a name, a loss or a callable.
 
     Parameters
@@ -59,10 +66,10 @@ def get(loss, reduction=None):
             return Contrastive(reduction=reduction)
     elif isinstance(loss, type) or not (isinstance(loss, RowLoss) or callable(loss)):
         raise TypeError(f"loss must be {_accepted()}, got {loss!r} of type {type(loss).__name__}")
-    if reduction is not None:
+    if isinstance(loss, str) or reduction is not None:
         raise ValueError(f'reduction={reduction!r} is for loss="contrastive" by its name; {loss!r} brings its own')
     return loss if isinstance(loss, RowLoss) else Differentiated(loss)
 
 
-def _accepted():
+def _accepted() -> str:
     return f"one of the names {', '.join(map(repr, LOSSES))}, an xbm.RowLoss such as a PairLoss, or a callable"

@@ -9,9 +9,11 @@ of them, [x]+ = max(x, 0).
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeAlias
 
-Array = Any
+from xbm.backends import Array
+from xbm.reductions import Results, Summaries
 
 
 class Block(NamedTuple):
@@ -24,15 +26,19 @@ class Block(NamedTuple):
     anchors: Array  # (B,) index of each anchor
 
 
+Stage: TypeAlias = Callable[[Block, Results], Summaries]
+"""A function that reduces a block, knowing the results of the stages before it."""
+
+
 class Staged:
     """What losses and miners have in common: functions that reduce blocks, walked one after the other."""
 
     @property
-    def stages(self):
+    def stages(self) -> tuple[Stage, ...]:
         """Return the reducing functions `(block, r) -> {name: reduction}`, each seeing the earlier ones' results."""
         return (self.summarise,)
 
-    def summarise(self, block, r):
+    def summarise(self, block: Block, r: Results) -> Summaries:
         """Return {name: reduction over the block's pairs}; nothing unless overridden."""
         return {}
 
@@ -40,10 +46,10 @@ class Staged:
 class RowLoss(ABC):
     """A loss that sees whole rows: (B, M) numbers at once, for what no summaries can tell."""
 
-    needs_cosines: ClassVar[bool] = False  # True: refuses `normalize=False`
+    needs_cosines: bool = False  # True: refuses `normalize=False`
 
     @abstractmethod
-    def whole(self, block):
+    def whole(self, block: Block) -> tuple[Array, Array]:
         """Return `(L_i (B,), dL_i/dS_ij (B, m))` of rows that are whole in one block."""
 
 
@@ -55,14 +61,14 @@ class PairLoss(Staged, RowLoss):
     """
 
     @abstractmethod
-    def value(self, r):
+    def value(self, r: Results) -> Array:
         """Return L_i, (B,), from the results {name: result} of the whole rows."""
 
     @abstractmethod
-    def weights(self, block, r):
+    def weights(self, block: Block, r: Results) -> Array:
         """Return dL_i/dS_ij, (B, m), for one block."""
 
-    def whole(self, block):
+    def whole(self, block: Block) -> tuple[Array, Array]:
         """Return `(L_i (B,), dL_i/dS_ij (B, m))` of rows that are whole in one block."""
         r = summarised(self.stages, block)
         value, W = self.value(r), self.weights(block, r)
@@ -78,7 +84,7 @@ class Side(NamedTuple):
     """What a loss says of the positive or the negative pairs of a block."""
 
     weights: Array  # (B, m) before the side's factor
-    summaries: dict[str, Any]  # {name: reduction over the side's pairs}
+    summaries: Summaries  # {name: reduction over the side's pairs}
 
 
 class SidedPairLoss(PairLoss):
@@ -89,39 +95,42 @@ class SidedPairLoss(PairLoss):
     any order.
     """
 
-    negative_floor: float | None = None  # similarity up to which a negative is as good as none
+    @property
+    def negative_floor(self) -> float | None:
+        """Similarity up to which a negative is as good as none; None if there is no such similarity."""
+        return None
 
     @abstractmethod
-    def positive(self, S, P):
+    def positive(self, S: Array, P: Array) -> Side:
         """Return the positive `Side` of similarities and pair weights, each (B, m)."""
 
     @abstractmethod
-    def negative(self, S, N):
+    def negative(self, S: Array, N: Array) -> Side:
         """Return the negative `Side` of similarities and pair weights, each (B, m)."""
 
     @abstractmethod
-    def factors(self, r):
+    def factors(self, r: Results) -> tuple[Array, Array]:
         """Return `(f_P, f_N)`, each (B,)."""
 
-    def summarise(self, block, r):
+    def summarise(self, block: Block, r: Results) -> Summaries:
         """Return {name: reduction over the block's pairs}."""
         return self.positive(block.S, block.P).summaries | self.negative(block.S, block.N).summaries
 
-    def weights(self, block, r):
+    def weights(self, block: Block, r: Results) -> Array:
         """Return dL_i/dS_ij, (B, m), for one block."""
         f_positive, f_negative = self.factors(r)
         W_P, W_N = self.positive(block.S, block.P).weights, self.negative(block.S, block.N).weights
         return f_positive[:, None] * W_P + f_negative[:, None] * W_N
 
 
-def summarised(stages, block):
+def summarised(stages: Iterable[Stage], block: Block) -> Results:
     """Return {name: result} of stages over rows that are whole in one block."""
-    r = {}
+    r: Results = {}
     for stage in stages:
         r = r | results(stage(block, r))
     return r
 
 
-def results(summaries):
+def results(summaries: Summaries) -> Results:
     """Return {name: result} of {name: reduction}."""
     return {name: summary.result() for name, summary in summaries.items()}

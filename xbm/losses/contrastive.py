@@ -1,12 +1,13 @@
 """Contrastive loss on similarities."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from xbm import backends, checks
-from xbm.backends import array_namespace
+from xbm.backends import Array, array_namespace
 from xbm.losses.base import Side, SidedPairLoss
 from xbm.losses.functions import inverse
-from xbm.reductions import Sum
+from xbm.reductions import Results, Sum, Summaries
 
 
 @dataclass(frozen=True)
@@ -47,40 +48,40 @@ class Contrastive(SidedPairLoss):
 
     pos_margin: float = 1.0
     neg_margin: float = 0.5
-    reduction: str = "mean"
+    reduction: Literal["mean", "sum"] = "mean"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("pos_margin", "neg_margin"):
             object.__setattr__(self, name, checks.number(name, getattr(self, name)))
         checks.choice("reduction", self.reduction, ("mean", "sum"))
 
     @property
-    def negative_floor(self):
+    def negative_floor(self) -> float:
         """m_N: up to it a negative counts for nothing."""
         return self.neg_margin
 
-    def positive(self, S, P):
+    def positive(self, S: Array, P: Array) -> Side:
         """Return the positives below m_P, by how much they are, and n_P."""
         W, summaries = self._beyond(self.pos_margin - S, P, "positive")
         return Side(W, summaries | ({"n_positive": Sum.of(P)} if self.reduction == "mean" else {}))
 
-    def negative(self, S, N):
+    def negative(self, S: Array, N: Array) -> Side:
         """Return the negatives above m_N, by how much they are, and n_A."""
         W, summaries = self._beyond(S - self.neg_margin, N, "negative")
         return Side(W, summaries | ({"n_active": Sum.of(W)} if self.reduction == "mean" else {}))
 
-    def _beyond(self, gap, pairs, name):
+    def _beyond(self, gap: Array, pairs: Array, name: str) -> tuple[Array, Summaries]:
         """Return the pairs whose gap is above 0, and the sum of their gaps."""
         _, ops = backends.of(gap)
         W = pairs * ops.is_positive(gap)
         return W, {name: Sum.of(W * gap)}
 
-    def value(self, r):
+    def value(self, r: Results) -> Array:
         """Return L_i."""
         f_positive, f_negative = self.factors(r)
         return f_negative * r["negative"] - f_positive * r["positive"]
 
-    def factors(self, r):
+    def factors(self, r: Results) -> tuple[Array, Array]:
         """Return -1/n_P and 1/n_A for means, -1 and 1 for sums."""
         if self.reduction == "mean":
             return -inverse(r["n_positive"]), inverse(r["n_active"])

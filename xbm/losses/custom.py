@@ -1,8 +1,14 @@
 """A user's function as a loss."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 from xbm import backends
-from xbm.backends import array_namespace
-from xbm.losses.base import RowLoss
+from xbm.backends import Array, array_namespace
+from xbm.losses.base import Block, RowLoss
+
+Function: TypeAlias = Callable[[Array, Array, Array], Array]
+"""From S and the positive and negative pairs, each (B, m), to one value per anchor, (B,)."""
 
 
 class Differentiated(RowLoss):
@@ -34,15 +40,15 @@ class Differentiated(RowLoss):
     >>> module = XBM(dim=8, capacity=64, loss=pull, warmup=0)
     """
 
-    def __init__(self, function):
+    def __init__(self, function: Function) -> None:
         if not callable(function):
             raise TypeError(f"the loss must be callable as loss(S, positive, negative), got {function!r}")
         self.function = function
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return getattr(self.function, "__qualname__", None) or repr(self.function)
 
-    def whole(self, block):
+    def whole(self, block: Block) -> tuple[Array, Array]:
         """Return `(L_i (B,), dL_i/dS_ij (B, m))`."""
         xp, ops = backends.of(block.S)
         positive, negative = block.P > 0, block.N > 0
@@ -50,7 +56,7 @@ class Differentiated(RowLoss):
         some = xp.any(positive | negative, axis=1)
         return xp.where(some, value, 0.0), xp.where(some[:, None], W, 0.0)
 
-    def _value(self, S, positive, negative):
+    def _value(self, S: Array, positive: Array, negative: Array) -> Array:
         value = self.function(S, positive, negative)
         shape = getattr(value, "shape", None)
         if shape is None or tuple(shape) != (S.shape[0],):

@@ -1,12 +1,14 @@
 """Multi-similarity loss."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from xbm import checks
-from xbm.backends import array_namespace
-from xbm.losses.base import PairLoss
+from xbm.backends import Array, array_namespace
+from xbm.losses.base import Block, PairLoss
 from xbm.losses.functions import softplus
-from xbm.reductions import LogSumExp
+from xbm.reductions import LogSumExp, Results, Summaries
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,12 @@ class MultiSimilarity(PairLoss):
     beta: float = 50.0
     base: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("alpha", "beta"):
             object.__setattr__(self, name, checks.positive(name, getattr(self, name)))
         object.__setattr__(self, "base", checks.number("base", self.base))
 
-    def summarise(self, block, r):
+    def summarise(self, block: Block, r: Results) -> Summaries:
         """Return log sum_P exp(-a (S - l)) and log sum_N exp(b (S - l))."""
         above = block.S - self.base
         return {
@@ -62,16 +64,16 @@ class MultiSimilarity(PairLoss):
             "negative": LogSumExp.of(self.beta * above, block.N),
         }
 
-    def value(self, r):
+    def value(self, r: Results) -> Array:
         """Return L_i."""
         return softplus(r["positive"]) / self.alpha + softplus(r["negative"]) / self.beta
 
-    def weights(self, block, r):
+    def weights(self, block: Block, r: Results) -> Array:
         """Return each pair's share of its side's 1 + sum, negative for positives."""
         xp = array_namespace(block.S)
         above = block.S - self.base
 
-        def share(exponent, weight, log_sum):
+        def share(exponent: Array, weight: Array, log_sum: Array) -> Array:
             # Where there is no pair the exponent is not bounded by the row's sum.
             return weight * xp.exp(xp.where(weight > 0, exponent - softplus(log_sum)[:, None], -xp.inf))
 

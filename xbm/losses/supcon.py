@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from xbm import checks
-from xbm.backends import array_namespace
-from xbm.losses.base import PairLoss
+from xbm.backends import Array, array_namespace
+from xbm.losses.base import Block, PairLoss
 from xbm.losses.functions import inverse
-from xbm.reductions import LogSumExp, Sum
+from xbm.reductions import LogSumExp, Results, Sum, Summaries
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class SupCon(PairLoss):
 
     temperature: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "temperature", checks.positive("temperature", self.temperature))
 
-    def summarise(self, block, r):
+    def summarise(self, block: Block, r: Results) -> Summaries:
         """Return log sum exp over all pairs, and the sum over positives with their number."""
         logits = block.S / self.temperature
         return {
@@ -53,12 +53,12 @@ class SupCon(PairLoss):
             "n_positive": Sum.of(block.P),
         }
 
-    def value(self, r):
+    def value(self, r: Results) -> Array:
         """Return L_i."""
         xp = array_namespace(r["all"])
         return xp.where(r["n_positive"] > 0, r["all"] - r["positive"] * inverse(r["n_positive"]), 0.0)
 
-    def weights(self, block, r):
+    def weights(self, block: Block, r: Results) -> Array:
         """Return (q - P / n_P) / t, with q the softmax over all pairs."""
         xp = array_namespace(block.S)
         n = r["n_positive"][:, None]

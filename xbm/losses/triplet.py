@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from xbm import checks
-from xbm.backends import array_namespace
-from xbm.losses.base import PairLoss
+from xbm.backends import Array, array_namespace
+from xbm.losses.base import Block, PairLoss
 from xbm.losses.functions import softplus
-from xbm.reductions import TopK
+from xbm.reductions import Results, Summaries, TopK
 
 
 @dataclass(frozen=True)
@@ -46,21 +46,21 @@ class BatchHardTriplet(PairLoss):
     margin: float = 0.2
     soft: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "margin", checks.number("margin", self.margin))
         checks.flag("soft", self.soft)
 
-    def summarise(self, block, r):
+    def summarise(self, block: Block, r: Results) -> Summaries:
         """Return the hardest pair of either side."""
         return {"positive": TopK.of(-block.S, block.P, block), "negative": TopK.of(block.S, block.N, block)}
 
-    def value(self, r):
+    def value(self, r: Results) -> Array:
         """Return L_i."""
         gap = self._gap(r)[:, 0]
         xp = array_namespace(gap)
         return softplus(gap) if self.soft else xp.where(gap > 0, gap, 0.0)
 
-    def weights(self, block, r):
+    def weights(self, block: Block, r: Results) -> Array:
         """Return the slope of L_i at the hardest negative, and minus that at the hardest positive."""
         gap = self._gap(r)
         xp = array_namespace(gap)
@@ -68,7 +68,7 @@ class BatchHardTriplet(PairLoss):
         pull, push = (block.slots[None, :] == r[side].slot for side in ("positive", "negative"))
         return xp.where(push, slope, 0.0) - xp.where(pull, slope, 0.0)
 
-    def _gap(self, r):
+    def _gap(self, r: Results) -> Array:
         """Return max_N S - min_P S + m, (B, 1); -inf where one of the two is missing."""
         positive, negative = r["positive"], r["negative"]
         xp = array_namespace(positive.score)
