@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.oracle import contrastive, gradient
-from tests.pair_losses import LOSSES
+from tests.pair_losses import LOSSES, HardestNegatives
 from xbm import Block, Contrastive, LogSumExp, Sum, TopK
 from xbm.scan import scan
 
@@ -108,6 +108,19 @@ def test_rows_without_pairs_are_finite(backend, loss, kinds):
     if kinds == "none":
         assert float(value[0]) == 0
         assert not np.any(backend.numpy(W))
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+@pytest.mark.parametrize("kind", ["positive", "negative"])
+def test_a_similarity_that_is_no_number_is_seen_in_the_loss(backend, loss, kind):
+    S = np.asarray([[0.9, 0.2, -0.4, 0.7], [0.9, 0.2, -0.4, 0.7]])
+    P = np.asarray([[1.0, 1.0, 0.0, 0.0]] * 2)
+    S[0, 0 if kind == "positive" else 3] = np.nan
+    with np.errstate(invalid="ignore"):
+        value, _ = loss.whole(block_of(backend, S, P, 1 - P))
+    value = backend.numpy(value)
+    assert np.isnan(value[0]) or (isinstance(loss, HardestNegatives) and kind == "positive")
+    assert np.isfinite(value[1])
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

@@ -64,6 +64,11 @@ def read(
     stored, stored_labels = x, labels
     if keys is not None:
         checks.embeddings("keys", keys, like)
+        if key_labels is None and keys.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"key_labels are needed where key i is not of query i's class: there are {x.shape[0]} queries and "
+                f"{keys.shape[0]} keys"
+            )
         stored, stored_labels = keys, labels if key_labels is None else key_labels
         checks.integers("key_labels", stored_labels, keys, like, of="keys")
         if ids is not None and keys.shape[0] != x.shape[0]:

@@ -69,8 +69,8 @@ class MultiSimilarityMiner(Miner):
         xp = array_namespace(block.S)
         least_similar, most_similar = -r["positive"].score, r["negative"].score  # inf and -inf without a pair
         return block._replace(
-            P=xp.where(block.S < most_similar + self.epsilon, block.P, 0.0),
-            N=xp.where(block.S > least_similar - self.epsilon, block.N, 0.0),
+            P=xp.where(block.S >= most_similar + self.epsilon, 0.0, block.P),  # a NaN is kept, to be seen in the loss
+            N=xp.where(block.S <= least_similar - self.epsilon, 0.0, block.N),
         )
 
 

@@ -72,7 +72,7 @@ class LogSumExp(NamedTuple):
     def result(self) -> Array:
         """Return the logarithms, -inf where there was no pair."""
         xp = array_namespace(self.peak)
-        any_pair = self.peak > -xp.inf
+        any_pair = self.peak != -xp.inf  # a NaN stays one
         return xp.where(any_pair, self.peak + xp.log(xp.where(any_pair, self.total, 1.0)), -xp.inf)
 
 
@@ -125,4 +125,4 @@ class TopK(NamedTuple):
 
 def _finite(peak: Array) -> Array:
     xp = array_namespace(peak)
-    return xp.where(peak > -xp.inf, peak, 0.0)
+    return xp.where(peak == -xp.inf, 0.0, peak)

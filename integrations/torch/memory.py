@@ -17,7 +17,7 @@ class Memory(torch.nn.Module):
     """Holds a `MemoryState` in buffers of the fields' names; no mathematics.
 
     A deep copy, such as an average of weights starts from, leaves the rows behind: its memory begins anew, empty, at
-    its first call. Until then its buffers lie on the meta device and take no space.
+    its first call in training mode. Until then its buffers lie on the meta device and take no space.
     """
 
     embeddings: torch.Tensor
@@ -54,12 +54,24 @@ class Memory(torch.nn.Module):
         """Empty the memory. Steps and skipped rows count on: a warm-up that is over stays over."""
         self._keep(memory.clear(self._state()))
 
-    def _state(self, device: torch.device | str = "cpu") -> MemoryState:
-        """Return the memory; one that has not begun yet begins on a device."""
+    def _state(self, device: torch.device | str = "cpu", *, begin: bool = True) -> MemoryState:
+        """Return the memory; one that has not begun yet begins on a device, or an empty one stands in for it."""
         if self.embeddings.is_meta and torch.device(device).type != "meta":
-            for name, value in _empty(self.dim, self.capacity, self.embeddings.dtype, device)._asdict().items():
-                setattr(self, name, value)
+            if not begin:
+                return _empty(self.dim, 1, self.embeddings.dtype, device)
+            self._begin(device)
         return MemoryState(*(getattr(self, name) for name in MemoryState._fields))
+
+    def _begin(self, device: Any) -> None:
+        """Put an empty memory on a device in the place of what is there."""
+        with torch.inference_mode(False):
+            empty = _empty(self.dim, self.capacity, self.embeddings.dtype, device)
+        for name, value in empty._asdict().items():
+            setattr(self, name, value)
+        self._renewed()
+
+    def _renewed(self) -> None:
+        """Do what is to be done once the memory is another one, begun or loaded."""
 
     def _keep(self, state: MemoryState) -> None:
         """Copy into the buffers what was not written there in place."""
@@ -83,7 +95,11 @@ class Memory(torch.nn.Module):
         if recurse:
             for child in self.children():
                 child._apply(fn)
-        return super()._apply(keeping_dtype, recurse=False)
+        begun = not self.embeddings.is_meta
+        super()._apply(keeping_dtype, recurse=False)
+        if not begun and not self.embeddings.is_meta:  # by `to_empty`: what stands there is of no use
+            self._begin(self.embeddings.device)
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return a copy without the rows."""
@@ -129,10 +145,7 @@ class Memory(torch.nn.Module):
         forgiven = [prefix + name for name in MemoryState._fields] if none else present
         missing_keys[:] = [key for key in missing_keys if key not in forgiven]
         if fitted is not None:
-            self._loaded()
-
-    def _loaded(self) -> None:
-        """Do what is to be done once a saved memory was taken."""
+            self._renewed()
 
     def _fitted(self, saved: MemoryState) -> MemoryState:
         """Return a saved memory in this one's capacity and dtypes, or raise a ValueError that says why not."""

@@ -1,7 +1,7 @@
 """The PyTorch module: the core's step over a memory in buffers, its gradient attached to autograd."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 
@@ -163,7 +163,7 @@ class XBM(Memory):
         RuntimeError
             If activation checkpointing runs it once more during backward, which would store the batch twice.
         """
-        state = self._state(getattr(embeddings, "device", "cpu"))
+        state = self._state(getattr(embeddings, "device", "cpu"), begin=self.training)
         x, k = _wide(embeddings), _wide(keys)
         given = {"ids": ids, "keys": k, "key_labels": key_labels}
         if self.training:
@@ -238,10 +238,16 @@ class XBM(Memory):
             f"copies={o.copies!r}, on_nonfinite={o.on_nonfinite!r}"
         )
 
-    def _loaded(self) -> None:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a copy without the rows, and without their figures."""
+        twin = super().__deepcopy__(memo)
+        twin.figures = torch.full_like(self.figures, torch.nan)
+        return twin
+
+    def _renewed(self) -> None:
         """Forget the figures of before."""
         if self.figures.device != self.embeddings.device:
-            self.figures = torch.empty_like(self.figures, device=self.embeddings.device)
+            self.figures = torch.empty(len(REPORT), device=self.embeddings.device)
         self.figures.fill_(torch.nan)
 
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from xbm.experiments import checkpoint
+
 OPTIONS = ["--steps", "6", "--classes", "3", "--instances", "2", "--dim", "8", "--capacity", "32", "--threads", "1"]
 
 
@@ -83,6 +85,15 @@ def test_what_is_no_run_is_refused(refused, out, data, tmp_path):
         for i in range(2):
             Image.new("RGB", (12, 12), (9, 5, 2)).save(tmp_path / name / f"{i}.png")
     assert "those in" in refused("eval", out, "--data", tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"config": {}}, {"data": {}}, {"step": None}, {"config": {"network": "nope"}}])
+def test_a_checkpoint_whose_values_were_changed_is_refused(refused, out, data, tmp_path, change):
+    tensors, values = checkpoint.read(out / checkpoint.NAME)
+    checkpoint.write(tmp_path / "changed", tensors, values | change)
+    assert "is damaged, or was changed" in refused("eval", tmp_path / "changed", "--data", data)
+    checkpoint.write(tmp_path / "changed", {"encoder.weight": next(iter(tensors.values()))}, values)
+    assert "is damaged, or was changed" in refused("eval", tmp_path / "changed", "--data", data)
 
 
 def test_the_runs_files_are_left_as_they_are(xbm_command, out, data):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +265,8 @@ def test_photographs_in_folders(train, tmp_path):
 
 REFUSED = [
     (["--capacity", "0"], "0 is not in the range x>=1"),
+    (["--capacity", "99999999999999"], "there is no room for 99,999,999,999,999 rows"),
+    (["--threads", "999999"], "999999 is not in the range 1<=x<=512"),
     (["--classes", "6"], "--classes 6 is more than the 5 classes there are to train on"),
     (["--classes", "5", "--instances", "7"], "a batch of 5 x 7 pictures is larger than the 30 there are to train on"),
     (["--device", "cuda:99"], "there is no device 'cuda:99' here"),
@@ -291,7 +294,11 @@ def test_data_that_cannot_be_read_is_refused(refused, tmp_path):
     assert "does not exist" in refused("train", tmp_path / "nothing", "--out", out)
     assert "Missing argument 'DATA'" in refused("train", "--out", out)
     broken = tmp_path / "broken.npz"
-    broken.write_bytes(b"PK\3\4")
+    broken.write_bytes(b"images, labels")
+    assert f"{broken} cannot be read as an .npz of plain arrays: it is none" in refused("train", broken, "--out", out)
+    with zipfile.ZipFile(broken, "w") as archive:
+        archive.writestr("images.npy", b"no array")
+        archive.writestr("labels.npy", b"none")
     assert f"{broken} cannot be read as an .npz of plain arrays" in refused("train", broken, "--out", out)
     few = tmp_path / "few.npz"
     np.savez(few, images=np.zeros((8, 4, 4), np.uint8), labels=np.arange(8) // 2)
@@ -401,14 +408,34 @@ def checkpoint_of_other_tensors(out):
     checkpoint.write(out / checkpoint.NAME, {"weight": torch.zeros(2)}, values)
 
 
+def values_changed(**change):
+    """Return what changes some of a checkpoint's values; None takes one away."""
+
+    def damage(out):
+        tensors, values = checkpoint.read(out / checkpoint.NAME)
+        changed = {name: value for name, value in (values | change).items() if value is not None}
+        checkpoint.write(out / checkpoint.NAME, tensors, changed)
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
+        *(
+            (values_changed(**change), "is damaged, or was changed")
+            for change in (
+                {"config": None},
+                {"config": {"network": "nope"}},
+                {"step": "x"},
+                {"step": 10**9},
+            )
+        ),
         (config_changed, "config.json is not as the run wrote it"),
         (config_lost, "config.json cannot be read"),
         (checkpoint_lost, "there is no checkpoint at"),
         (checkpoint_cut_short, "is no checkpoint of xbm, or is damaged"),
-        (checkpoint_of_other_tensors, "is damaged, its tensors are not those of its config"),
+        (checkpoint_of_other_tensors, "is damaged, or was changed"),
     ],
 )
 def test_resume_refuses_a_damaged_run(left, refused, damage, sentence):

@@ -45,7 +45,7 @@ def test_a_deep_copy_leaves_the_rows_behind():
         assert torch.equal(torch.nan_to_num(buffer), torch.nan_to_num(before[name])), name
 
 
-@pytest.mark.parametrize("use", ["rows", "clear", "fill", "load", "evaluate"])
+@pytest.mark.parametrize("use", ["rows", "clear", "fill", "load"])
 def test_a_copys_memory_begins_with_its_first_use(use):
     twin = copy.deepcopy(trained(XBM(4, 8, warmup=0)))
     x, labels, _ = next(numbers(2, 1))
@@ -58,7 +58,6 @@ def test_a_copys_memory_begins_with_its_first_use(use):
         "rows": lambda: twin.rows(),
         "clear": lambda: twin.clear(),
         "fill": lambda: twin.fill(lambda x: x, [(x, labels)]),
-        "evaluate": lambda: twin.eval()(x, labels),
     }[use]()
     assert len(twin.rows().labels) == (len(x) if use == "fill" else 0)
     assert int(twin.step) == 0
@@ -129,3 +128,34 @@ def test_a_checkpointed_xbm_is_refused(reentrant):
     with pytest.raises(RuntimeError, match="Checkpoint the encoder"):
         loss.backward()
     assert int(model.xbm.step) == 1
+
+
+def test_evaluating_a_copy_allocates_nothing_and_disturbs_no_training_after_it():
+    """As Lightning's sanity check does, under inference mode and before the first training step."""
+    twin, fresh = copy.deepcopy(trained(XBM(4, 8, warmup=0))), XBM(4, 8, warmup=0)
+    x, labels, _ = next(numbers(2, 1))
+    twin.eval()
+    fresh.eval()
+    with torch.inference_mode():
+        assert torch.equal(twin(x, labels), fresh(x, labels))
+    assert twin.embeddings.is_meta
+    assert twin.report["fill"] != twin.report["fill"]
+    twin.train()
+    fresh.train()
+    with torch.inference_mode():
+        assert torch.equal(twin(x, labels), fresh(x, labels))
+    assert torch.equal(twin(x, labels), fresh(x, labels))
+
+
+@pytest.mark.parametrize("make", [lambda: XBM(4, 8, device="meta"), lambda: copy.deepcopy(trained(XBM(4, 8)))])
+def test_a_memory_made_from_nothing_is_empty(make):
+    module = make().to_empty(device="cpu")
+    assert [int(getattr(module, name)) for name in ("cursor", "count", "step", "skipped")] == [0, 0, 0, 0]
+    trained(module)
+    assert module.report["fill"] == 1.0
+
+
+def test_a_module_built_without_space_begins_where_it_is_called():
+    module = trained(XBM(4, 8, device="meta"))
+    assert int(module.step) == 4
+    assert module.report["fill"] == 1.0

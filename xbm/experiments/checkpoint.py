@@ -5,6 +5,7 @@ The JSON part stands in the file's metadata, so that both are written together, 
 
 import json
 import math
+from contextlib import contextmanager
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -52,6 +53,15 @@ def read(path, part=""):
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(f"{path} is no checkpoint of xbm, or is damaged: {error}") from error
     return tensors, values
+
+
+@contextmanager
+def sound(path):
+    """Refuse a checkpoint whose parts do not fit each other, wherever that shows within the block."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise InputError(f"{path} is damaged, or was changed: its parts do not fit each other") from error
 
 
 def _check(path, metadata):

@@ -19,6 +19,8 @@ from xbm.mining import MINERS
 
 SEED = click.IntRange(0, 2**32 - 1)
 COUNT = click.IntRange(min=1)
+THREADS = click.IntRange(1, 512)
+SIDE = click.IntRange(1, 8192)  # pixels
 EXISTING = click.Path(exists=True, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -94,7 +96,7 @@ def demo(seed, steps, out, quick):
 @click.option("--seed", type=SEED, default=Config.seed, show_default=True, help="Of weights, batches and shifts.")
 @click.option("--device", default=Config.device, show_default=True, help="As PyTorch names it: cpu, cuda, cuda:1, ...")
 @click.option("--precision", type=click.Choice(PRECISIONS), default=Config.precision, show_default=True)
-@click.option("--threads", type=COUNT, help="Of the CPU.  [default: PyTorch's own choice]")
+@click.option("--threads", type=THREADS, help="Of the CPU.  [default: PyTorch's own choice]")
 @click.option(
     "--shift",
     type=click.IntRange(min=0),
@@ -102,7 +104,7 @@ def demo(seed, steps, out, quick):
     show_default=True,
     help="Pixels by which a picture is moved at most, at random.",
 )
-@click.option("--size", type=COUNT, help="Side in pixels to resize every picture to.")
+@click.option("--size", type=SIDE, help="Side in pixels to resize every picture to.")
 @click.option("--split-by", metavar="NAME", help="Array of the .npz whose groups stay together in the split.")
 @click.option("--split-seed", type=SEED, default=Config.split_seed, show_default=True, help="Of the split alone.")
 @click.option("--checkpoint-every", type=COUNT, default=Config.checkpoint_every, show_default=True, metavar="STEPS")
@@ -127,9 +129,9 @@ def train(ctx, data, out, resume, **options):
     elif data is None:
         raise click.UsageError("Missing argument 'DATA', the pictures to train on.")
     _writable(out, make=not resume)
-    from xbm.experiments import runs
-
     with refusing():
+        from xbm.experiments import runs
+
         if resume:
             signal = runs.resume(out, {name: options[name] for name in again}, _console())
         else:
@@ -156,19 +158,19 @@ def resolved(options):
 @click.option("--data", type=EXISTING, required=True, help="As for train.")
 @click.option("--classes", type=click.Choice([*PARTS, "all"]), help="[default: test for the run's own data, else all]")
 @click.option("--k", type=COUNT, multiple=True, default=(1, 10), show_default=True, help="Of R@K; again for more.")
-@click.option("--size", type=COUNT, help="Side in pixels to resize every picture to.  [default: as the run did]")
+@click.option("--size", type=SIDE, help="Side in pixels to resize every picture to.  [default: as the run did]")
 @click.option("--device", default=Config.device, show_default=True)
-@click.option("--threads", type=COUNT, help="Of the CPU.  [default: PyTorch's own choice]")
+@click.option("--threads", type=THREADS, help="Of the CPU.  [default: PyTorch's own choice]")
 def evaluate(run, data, classes, k, size, device, threads):
     """Print R@K, R-Precision and MAP@R of a run's encoder.
 
     RUN is the --out of a run, or a checkpoint.
     """
-    from xbm.experiments import checkpoint, evaluation
-
-    file = run / checkpoint.NAME if run.is_dir() else run
-    options = {"size": size, "part": classes, "k": k, "device": device, "threads": threads}
     with refusing():
+        from xbm.experiments import checkpoint, evaluation
+
+        file = run / checkpoint.NAME if run.is_dir() else run
+        options = {"size": size, "part": classes, "k": k, "device": device, "threads": threads}
         evaluation.evaluate(file, data, **options, console=_console())
 
 

@@ -73,27 +73,31 @@ def evaluate(file, data, *, size, part, k, device, threads, console):
     """
     prefix = "encoder."
     tensors, values = checkpoint.read(file, prefix)
-    config, known = values["config"], values["data"]
+    with checkpoint.sound(file):
+        config, known, step = values["config"], values["data"], int(values["step"])
+        network, dim, run_size = (config[name] for name in ("network", "dim", "size"))
+        own_print, classes, (_, *shape) = (known[name] for name in ("fingerprint", "classes", "shape"))
+        encoder = BUILDERS[network](dim, shape)
+        encoder.load_state_dict({name.removeprefix(prefix): value for name, value in tensors.items()})
     with console.status("Reading the pictures"):
-        chosen = pictures.load(data, size=size or config["size"])
-    own = chosen.fingerprint() == known["fingerprint"]
-    if part in known["classes"] and not own:
+        chosen = pictures.load(data, size=size or run_size)
+    own = chosen.fingerprint() == own_print
+    if part in classes and not own:
         raise InputError(f"{data} holds other pictures than the run, so it has no {part} classes: leave out --classes")
-    _, *shape = known["shape"]
     if list(chosen.images.shape[1:]) != shape:
         expected, came = ("{2} x {1} in {0} channels".format(*one) for one in (shape, chosen.images.shape[1:]))
-        raise InputError(f"the run's pictures are {expected}, those in {data} are {came}: --size resizes them")
+        mend = ": --size resizes them" if chosen.images.shape[1] == shape[0] else ""
+        raise InputError(f"the run's pictures are {expected}, those in {data} are {came}{mend}")
     part = part or ("test" if own else "all")
     if part != "all":
-        chosen = chosen.of(known["classes"][part])
+        with checkpoint.sound(file):
+            chosen = chosen.of(classes[part])
     if threads:
         torch.set_num_threads(threads)
     device = device_of(device)
-    encoder = BUILDERS[config["network"]](config["dim"], shape)
-    encoder.load_state_dict({name.removeprefix(prefix): value for name, value in tensors.items()})
     with console.status("Embedding"):
         found = retrieval(embed(encoder.to(device), chosen.images, device), chosen.labels, k)
-    console.print(table(chosen, found, f"{part} classes, encoder after step {values['step']:,}"))
+    console.print(table(chosen, found, f"{part} classes, encoder after step {step:,}"))
 
 
 def table(chosen, found, title):
@@ -113,5 +117,5 @@ def device_of(name):
     try:
         torch.zeros(1, device=name).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"there is no device {name!r} here: {str(error).splitlines()[0]}") from error
+        raise InputError(f"there is no device {name!r} here") from error
     return torch.device(name)

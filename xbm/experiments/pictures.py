@@ -4,6 +4,7 @@ import hashlib
 import warnings
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import is_zipfile
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -80,7 +81,7 @@ def _from_folder(path, size):
     folders = sorted(one for one in path.iterdir() if one.is_dir() and not one.name.startswith("."))
     if not folders:
         raise InputError(f"{path} holds no folders: expected one for each class, with its pictures inside")
-    known = Image.registered_extensions()
+    known = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     images, labels, first = [], [], None
     for label, folder in enumerate(folders):
         for file in sorted(folder.iterdir()):
@@ -176,12 +177,16 @@ def groups(path, name, pictures):
 
 
 def _arrays(path, *names):
+    if not is_zipfile(path):
+        raise InputError(f"{path} cannot be read as an .npz of plain arrays: it is none, or is cut short")
     try:
         # Opened here, for where the archive is damaged, numpy 2.4 leaves a file that it opened open.
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
             missing = [name for name in names if name not in archive]
             found = [] if missing else [archive[name] for name in names]
             there = ", ".join(archive)
+            if not all(isinstance(one, np.ndarray) for one in found):
+                raise ValueError("not all in it are arrays")
     except Exception as error:  # zip archives and numpy's headers have many ways to be damaged
         raise InputError(f"{path} cannot be read as an .npz of plain arrays: {error}") from error
     if missing:

@@ -69,8 +69,11 @@ def resume(out, given, console):
         If there is no run, or it is not as it began; nothing has been written then. Or where the training breaks down.
     """
     tensors, values = checkpoint.read(out / checkpoint.NAME)
-    record = {name: values.pop(name) for name in ("config", "data", "versions")}
-    config = Config(**record["config"])
+    with checkpoint.sound(out / checkpoint.NAME):
+        record = {name: values.pop(name) for name in ("config", "data", "versions")}
+        config = Config(**record["config"])
+        if values["step"] not in range(config.steps + 1):
+            raise ValueError("a step beyond the last")
     _check_config(out, record)
     config = replace(config, data=given.pop("data", config.data))
     for name, value in given.items():
@@ -83,18 +86,16 @@ def resume(out, given, console):
         return None
     with console.status("Reading the pictures"):
         data = pictures.load(config.data, size=config.size)
-    if data.fingerprint() != record["data"]["fingerprint"]:
-        raise InputError(f"the pictures in {config.data} are not those that the run in {out} began with")
-    parts = {which: data.of(names) for which, names in record["data"]["classes"].items()}
-    del data
-    began, now = _told(record["versions"]), _told(versions())
-    if began != now:
-        console.print(f"Begun with {began}, going on with {now}: not to the last bit.", soft_wrap=True)
-    training = _prepared(config, parts, console)
-    try:
+    with checkpoint.sound(out / checkpoint.NAME):
+        if data.fingerprint() != record["data"]["fingerprint"]:
+            raise InputError(f"the pictures in {config.data} are not those that the run in {out} began with")
+        parts = {which: data.of(names) for which, names in record["data"]["classes"].items()}
+        del data
+        began, now = _told(record["versions"]), _told(versions())
+        if began != now:
+            console.print(f"Begun with {began}, going on with {now}: not to the last bit.", soft_wrap=True)
+        training = _prepared(config, parts, console)
         training.load(tensors, values)
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise InputError(f"{out / checkpoint.NAME} is damaged, its tensors are not those of its config") from error
     return _see_through(training, record, parts, out, console)
 
 
@@ -130,6 +131,9 @@ def _prepared(config, parts, console):
         return Training(config, ours, parts["validation"])
     except (TypeError, ValueError) as error:  # the library's own refusals, such as a reduction that a loss has not
         raise InputError(str(error)) from error
+    except (RuntimeError, MemoryError) as error:
+        rows, dim = f"{config.capacity:,}", f"{config.dim:,}"
+        raise InputError(f"there is no room for {rows} rows and a network of {dim} dimensions here") from error
 
 
 def _see_through(training, record, parts, out, console):

@@ -14,7 +14,9 @@ Function: TypeAlias = Callable[[Array, Array, Array], Array]
 class Differentiated(RowLoss):
     """A function `(S, positive, negative) -> L_i`, with its pair weights from the library's automatic differentiation.
 
-    It sees whole rows, (B, M) at once, and runs eagerly only. Anchors without any pair count 0, whatever it says.
+    It sees whole rows, (B, M) at once, empty slots and an anchor's own slot among them: columns that are neither
+    positive nor negative. It runs eagerly only. Anchors without any pair count 0, whatever it says of them; where it
+    has learned parameters, it must be finite there.
 
     Parameters
     ----------

@@ -58,7 +58,7 @@ class BatchHardTriplet(PairLoss):
         """Return L_i."""
         gap = self._gap(r)[:, 0]
         xp = array_namespace(gap)
-        return softplus(gap) if self.soft else xp.where(gap > 0, gap, 0.0)
+        return softplus(gap) if self.soft else xp.where(gap <= 0, 0.0, gap)  # a NaN stays one
 
     def weights(self, block: Block, r: Results) -> Array:
         """Return the slope of L_i at the hardest negative, and minus that at the hardest positive."""
