@@ -54,6 +54,10 @@ def test_between_refuses(backend, old, new, error, sentence):
         xbm.drift.between(backend.array(old), backend.array(new))
 
 
+def test_a_probe_takes_any_iterable():
+    assert xbm.drift.Probe(apart=(10**n for n in (1, 2))).apart == (10, 100)
+
+
 @pytest.mark.parametrize("options", [{"every": 0}, {"apart": (10, 0)}])
 def test_a_probe_refuses(options):
     with pytest.raises(ValueError, match="must be at least 1"):

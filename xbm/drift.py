@@ -180,9 +180,9 @@ class Probe:
         every: int = 100,
         past: Mapping[int, Array] | None = None,
     ) -> None:
-        for name, value in (*(("apart", one) for one in apart), ("every", every)):
-            checks.whole_number(name, value, at_least=1)
         self.apart, self.every = tuple(apart), every
+        for name, value in (*(("apart", one) for one in self.apart), ("every", every)):
+            checks.whole_number(name, value, at_least=1)
         self.past = dict(past or {})
 
     def due(self, step: int) -> bool:

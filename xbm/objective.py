@@ -253,14 +253,14 @@ class Objective:
         block_rows = -(-M // MOST_BLOCKS) if ops.is_compiling() else elements // B
 
         ids = batch.ids if self.copies == "exclude" else None
-        counters = {"count": state.count, "step": state.step}
+        pairs = MemoryPairs.of(batch.labels, own=own, ids=ids, count=state.count, step=state.step, dtype=batch.z.dtype)
         with ops.full_precision(batch.z):
             found = scan(
                 self.criterion,
                 batch.z,
                 state.embeddings,
                 (state.labels, state.ids, state.stored_at),
-                MemoryPairs.of(batch.labels, own=own, ids=ids, **counters, dtype=batch.z.dtype),
+                pairs,
                 block_rows=self.block_rows or max(LEAST_ROWS, block_rows),
                 limit=count,
                 gradient=gradient,
