@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from xbm import backends, checks
 from xbm.backends import Array
@@ -13,15 +13,13 @@ from xbm.normalization import normalize, through_normalize
 class Side(NamedTuple):
     """Input rows x, queries or keys, as they are compared."""
 
-    z: Array  # (B, D) in the dtype of all arithmetic
+    x: Array  # (B, D) as given, with whatever differentiates through it
+    z: Array  # (B, D) a constant, in the dtype of all arithmetic
     length: Array | None  # (B, 1) what x was divided by
-    dtype: Any  # of x
 
     def to_input(self, dz: Array) -> Array:
-        """Return dL/dx, in x's dtype, from dL/dz."""
-        xp, _ = backends.of(dz)
-        dx = dz if self.length is None else through_normalize(dz, self.z, self.length)
-        return xp.astype(dx, self.dtype, copy=False)
+        """Return dL/dx, in z's dtype, from dL/dz."""
+        return dz if self.length is None else through_normalize(dz, self.z, self.length)
 
 
 class Batch(NamedTuple):
@@ -85,10 +83,10 @@ def read(
 
     def side(rows: Array) -> Side:
         z = xp.astype(ops.stop_gradient(rows), xp.float64 if wide else xp.float32, copy=False)
-        return Side(*normalize(z), rows.dtype) if unit else Side(z, None, rows.dtype)
+        return Side(rows, *normalize(z)) if unit else Side(rows, z, None)
 
     def exact(integers: Array) -> Array:
-        return xp.astype(integers, xp.int64, copy=False)
+        return xp.astype(integers, ops.integer_dtype(xp), copy=False)
 
     return Batch(
         queries=side(x),

@@ -58,14 +58,14 @@ def returning(state: MemoryState, embeddings: Array, ids: Array) -> Drift:
     checks.integers("ids", ids, embeddings, state.embeddings)
     xp, ops = backends.of(state.embeddings)
     device = state.embeddings.device
-    capacity, batch = state.ids.shape[0], embeddings.shape[0]
-    if batch == 0:
+    capacity, batch, integer = state.ids.shape[0], ops.length(ids), state.ids.dtype
+    if isinstance(batch, int) and batch == 0:
         nothing = xp.full((), xp.nan, dtype=embeddings.dtype, device=device)
         return Drift(nothing, nothing)
 
     order = xp.argsort(ids, stable=True)
     ours = xp.take(ids, order)
-    newest_first = xp.remainder(state.cursor - 1 - xp.arange(capacity, dtype=xp.int64, device=device), capacity)
+    newest_first = xp.remainder(state.cursor - 1 - xp.arange(capacity, dtype=integer, device=device), capacity)
     theirs = xp.take(state.ids, newest_first)
     place = xp.searchsorted(ours, theirs)
     place = xp.where(place < batch, place, 0)
@@ -73,7 +73,7 @@ def returning(state: MemoryState, embeddings: Array, ids: Array) -> Drift:
 
     # The n-th hit is where the running count of hits reaches n: fixed shapes, and no sort of M numbers.
     found = ops.running_count(hit)
-    nth = xp.searchsorted(found, xp.arange(1, min(batch, capacity) + 1, dtype=xp.int64, device=device))
+    nth = xp.searchsorted(found, 1 + xp.arange(ops.length(ids, most=capacity), dtype=integer, device=device))
     valid = nth < capacity
     nth = xp.clip(nth, max=capacity - 1)
     old, new = xp.take(newest_first, nth), xp.take(order, xp.take(place, nth))

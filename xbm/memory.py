@@ -77,14 +77,16 @@ def init(
         names = ", ".join(f"{backends.library(xp)}.{name}" for name in checks.FLOATS if hasattr(xp, name))
         raise TypeError(f"dtype must be one of {names}, got {dtype!r}")
 
+    integer = backends.operations(xp).integer_dtype(xp)
+
     def scalar() -> Array:
-        return xp.zeros((), dtype=xp.int64, device=device)
+        return xp.zeros((), dtype=integer, device=device)
 
     return MemoryState(
         embeddings=xp.zeros((capacity, dim), dtype=dtype, device=device),
-        labels=xp.zeros((capacity,), dtype=xp.int64, device=device),
-        ids=xp.full((capacity,), -1, dtype=xp.int64, device=device),
-        stored_at=xp.full((capacity,), -1, dtype=xp.int64, device=device),
+        labels=xp.zeros((capacity,), dtype=integer, device=device),
+        ids=xp.full((capacity,), -1, dtype=integer, device=device),
+        stored_at=xp.full((capacity,), -1, dtype=integer, device=device),
         cursor=scalar(),
         count=scalar(),
         step=scalar(),
@@ -170,7 +172,7 @@ def storable(
     asked = xp.ones_like(finite) if mask is None else mask
     bad = asked & ~finite
     if on_nonfinite == "raise":
-        if ops.is_compiling():
+        if ops.is_compiling(embeddings):
             raise RuntimeError('on_nonfinite="raise" reads values, which a compiler cannot: use "skip"')
         if xp.any(bad):
             n, shape = int(xp.count_nonzero(bad)), tuple(embeddings.shape)
@@ -186,7 +188,7 @@ def own_slots(state: MemoryState, keep: Array) -> Array:
     xp, ops = backends.of(state.embeddings)
     capacity = state.embeddings.shape[0]
     rank = ops.running_count(keep) - 1
-    stays = keep & (rank >= xp.sum(xp.astype(keep, xp.int64)) - capacity)
+    stays = keep & (rank >= xp.sum(xp.astype(keep, rank.dtype)) - capacity)
     return xp.where(stays, xp.remainder(state.cursor + rank, capacity), -1)
 
 
@@ -203,15 +205,14 @@ def write(
     """Store the rows where `keep` is True; count those where `bad` is. For batches already checked."""
     xp, ops = backends.of(state.embeddings)
     device = state.embeddings.device
-    capacity, batch = state.embeddings.shape[0], embeddings.shape[0]
-    run = min(capacity, batch)
-    kept = xp.sum(xp.astype(keep, xp.int64))
+    capacity, integer = state.embeddings.shape[0], state.cursor.dtype
+    run = ops.length(embeddings, most=capacity)
+    kept = xp.sum(xp.astype(keep, integer))
 
-    # Fixed shapes: the kept rows, moved to the front, end in a run of `run` rows that goes to as many slots.
+    # Fixed shapes: the kept rows, moved to the front, end in a run of rows that goes to as many slots.
     # Where fewer were kept, the rest of the run writes back what stands there.
     kept_first = xp.argsort(xp.astype(~keep, xp.int8), stable=True)
-    first = xp.clip(kept - run, min=0)
-    nth = first + xp.arange(run, dtype=xp.int64, device=device)
+    nth = xp.clip(kept - run, min=0) + xp.arange(run, dtype=integer, device=device)
     source = xp.take(kept_first, nth, axis=0)
     slots = xp.remainder(state.cursor + nth, capacity)
     valid = nth < kept
@@ -222,16 +223,16 @@ def write(
         return ops.write_rows(array, slots, xp.where(valid if array.ndim == 1 else valid[:, None], new, old))
 
     finite = xp.where(keep[:, None], ops.stop_gradient(embeddings), 0.0)
-    none = xp.full((batch,), -1, dtype=xp.int64, device=device)
+    none = xp.full_like(kept_first, -1, dtype=integer)
     return MemoryState(
         embeddings=put(state.embeddings, finite),
         labels=put(state.labels, labels),
-        ids=put(state.ids, none if ids is None else xp.clip(xp.astype(ids, xp.int64, copy=False), min=-1)),
+        ids=put(state.ids, none if ids is None else xp.clip(xp.astype(ids, integer, copy=False), min=-1)),
         stored_at=put(state.stored_at, xp.zeros_like(none) + state.step - age),
         cursor=xp.asarray(xp.remainder(state.cursor + kept, capacity)),
         count=xp.asarray(xp.clip(state.count + kept, max=capacity)),
         step=state.step,
-        skipped=xp.asarray(state.skipped + xp.sum(xp.astype(bad, xp.int64))),
+        skipped=xp.asarray(state.skipped + xp.sum(xp.astype(bad, integer))),
     )
 
 
@@ -250,7 +251,7 @@ def rows(state: MemoryState) -> Rows:
     """Return the filled rows, oldest first, as copies. Their number depends on the state: not for compilers."""
     xp, _ = backends.of(state.embeddings)
     capacity, count = state.embeddings.shape[0], int(state.count)
-    age_rank = xp.arange(count, dtype=xp.int64, device=state.embeddings.device)
+    age_rank = xp.arange(count, dtype=state.cursor.dtype, device=state.embeddings.device)
     slots = xp.remainder(state.cursor - count + age_rank, capacity)
     return Rows(*(xp.take(column, slots, axis=0) for column in state[: len(Rows._fields)]))
 
@@ -264,7 +265,7 @@ def resize(state: MemoryState, capacity: int) -> MemoryState:
     empty = _emptied(state, capacity)
 
     def scalar(value: int) -> Array:
-        return xp.asarray(value, dtype=xp.int64, device=state.embeddings.device)
+        return xp.asarray(value, dtype=state.cursor.dtype, device=state.embeddings.device)
 
     columns = (xp.concat([filled, blank[count:, ...]]) for filled, blank in zip(kept, empty, strict=False))
     return empty._replace(

@@ -92,12 +92,12 @@ def retrieval(
         given, missing = ("gallery_labels", "gallery") if gallery is None else ("gallery", "gallery_labels")
         raise ValueError(f"{given} came without {missing}: give both, or neither to search the embeddings themselves")
     Z, V, itself = _compared(embeddings, gallery, block_rows)
-    xp, _ = backends.of(Z)
+    xp, ops = backends.of(Z)
     checks.integers("labels", labels, embeddings, embeddings)
     if gallery is not None:
         checks.integers("gallery_labels", gallery_labels, gallery, embeddings)
-    labels = xp.astype(labels, xp.int64)
-    item_labels = labels if gallery is None else xp.astype(gallery_labels, xp.int64)
+    labels = xp.astype(labels, ops.integer_dtype(xp))
+    item_labels = labels if gallery is None else xp.astype(gallery_labels, labels.dtype)
 
     ordered = xp.sort(item_labels)
     R = xp.searchsorted(ordered, labels, side="right") - xp.searchsorted(ordered, labels, side="left") - itself
@@ -175,7 +175,7 @@ def _nearest(Z: Array, V: Array, k: int, itself: int, block_rows: int | None) ->
     for start in range(0, Z.shape[0], size):
         block = slice(start, min(start + size, Z.shape[0]))
         with ops.full_precision(Z):
-            S = Z[block, :] @ V.T
+            S = Z[block, :] @ xp.matrix_transpose(V)
         indices = _largest(S, k + itself)
         if itself:
             # One more was selected: the query itself is stepped over, or the last one is, where the query is not

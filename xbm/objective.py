@@ -204,16 +204,20 @@ class Objective:
     ) -> Step:
         """Return the step whose two terms these are."""
         xp, ops = backends.of(batch.z)
-        B = max(batch.z.shape[0], 1)
+        B = ops.length(batch.z)
+        B = max(B, 1) if isinstance(B, int) else xp.astype(xp.clip(B, min=1), batch.z.dtype)
         batch_loss, memory_loss = xp.sum(in_batch.value) / B, self.weight * xp.sum(in_memory.value) / B
 
-        dx = dk = None
+        loss, gradients = batch_loss + memory_loss, [None, None]
         if gradient:
-            dz, dk = (in_batch.gradient + self.weight * in_memory.gradient) / B, in_batch.of_keys / B
+            of_anchors, of_keys = (in_batch.gradient + self.weight * in_memory.gradient) / B, in_batch.of_keys / B
             if batch.keys is None:
-                dx, dk = batch.queries.to_input(dz + dk), None
+                known = [(batch.queries, of_anchors + of_keys)]
             else:
-                dx, dk = batch.queries.to_input(dz), batch.keys.to_input(dk)
+                known = [(batch.queries, of_anchors), (batch.keys, of_keys)]
+            wide = [(side.x, side.to_input(dz)) for side, dz in known]
+            loss = ops.attach_gradient(loss, *wide)
+            gradients[: len(wide)] = (xp.astype(dx, x.dtype, copy=False) for x, dx in wide)
 
         nothing = xp.full((), xp.nan, dtype=xp.float32, device=batch.z.device)
         figures = {
@@ -226,7 +230,7 @@ class Objective:
             "skipped": state.skipped,
         }
         report = ops.stop_gradient(xp.stack([xp.astype(figures[name], xp.float32) for name in REPORT]))
-        return Step(batch_loss + memory_loss, dx, dk, state, report)
+        return Step(loss, *gradients, state, report)
 
     def _batch_term(self, batch: Batch, *, gradient: bool) -> _Term:
         """Compare the batch with itself, or with its keys; the gradient is two-sided."""
@@ -236,10 +240,10 @@ class Objective:
             return _Term.zero(Z, V)
         key_labels = None if batch.keys is None else batch.stored_labels
         P, N = batch_pairs(batch.labels, key_labels, dtype=Z.dtype)
-        columns, anchors = (xp.arange(rows.shape[0], device=Z.device) for rows in (V, Z))
+        columns, anchors = (xp.arange(ops.length(rows), device=Z.device) for rows in (V, Z))
         with ops.full_precision(Z):
-            value, W = self.criterion.whole(Block(Z @ V.T, P, N, columns, anchors))
-            return _Term(value, W @ V, W.T @ Z) if gradient else _Term(value)
+            value, W = self.criterion.whole(Block(Z @ xp.matrix_transpose(V), P, N, columns, anchors))
+            return _Term(value, W @ V, xp.matrix_transpose(W) @ Z) if gradient else _Term(value)
 
     def _memory_term(self, state: MemoryState, batch: Batch, own: Array | None, *, gradient: bool) -> _Term:
         """Compare the batch with the memory; zeros while that warms up. Memory rows are constants."""
@@ -250,7 +254,7 @@ class Objective:
             return _Term.zero(batch.z)
         B, M = batch.z.shape[0], state.labels.shape[0]
         elements = DEVICE_BLOCK if step is None else HOST_BLOCK
-        block_rows = -(-M // MOST_BLOCKS) if ops.is_compiling() else elements // B
+        block_rows = -(-M // MOST_BLOCKS) if ops.is_compiling(batch.z) else elements // B
 
         ids = batch.ids if self.copies == "exclude" else None
         pairs = MemoryPairs.of(batch.labels, own=own, ids=ids, count=state.count, step=state.step, dtype=batch.z.dtype)

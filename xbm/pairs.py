@@ -17,12 +17,12 @@ def batch_pairs(labels: Array, key_labels: Array | None = None, *, dtype: Any) -
 
     Within a batch i = j is no pair, by index. Against keys nothing is excluded: key i is query i's candidate.
     """
-    xp = array_namespace(labels)
+    xp, ops = backends.of(labels)
     others = labels if key_labels is None else key_labels
     same = labels[:, None] == others[None, :]
     usable = xp.ones_like(same)
     if key_labels is None:
-        order = xp.arange(labels.shape[0], device=labels.device)
+        order = xp.arange(ops.length(labels), device=labels.device)
         usable = order[:, None] != order[None, :]
     return xp.astype(same & usable, dtype), xp.astype(~same & usable, dtype)
 
@@ -42,9 +42,9 @@ class Keys(NamedTuple):
 
     def places_of(self, integers: Array) -> Array:
         """Return the place of each row's integer (m,) among the anchors', -1 where it is none of theirs."""
-        xp = array_namespace(integers)
+        xp, ops = backends.of(integers)
         place = xp.searchsorted(self.ordered, integers)
-        met = xp.take(self.ordered, xp.where(place < self.ordered.shape[0], place, 0)) == integers
+        met = xp.take(self.ordered, xp.where(place < ops.length(self.ordered), place, 0)) == integers
         return xp.astype(xp.where(met, place, -1), self.places.dtype)
 
     def equal(self, places: Array) -> Array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
+from xbm import backends
 from xbm.backends import Array, array_namespace
 
 
@@ -86,12 +87,12 @@ class TopK(NamedTuple):
     @classmethod
     def of(cls, score: Array, weight: Array, block: Any, k: int = 1) -> TopK:
         """Reduce a block by score (B, m) among the pairs of weight (B, m) > 0."""
-        xp = array_namespace(score)
+        xp, ops = backends.of(score)
         score = xp.where(weight > 0, score, -xp.inf)
         slot = xp.where(weight > 0, block.slots[None, :], -1)
-        short = k - score.shape[1]
+        short = k - (score.shape[1] or 0)  # no length is known in a graph that takes any
         if short > 0:
-            rows = score.shape[0]
+            rows = ops.length(score)
             like = {"dtype": score.dtype, "device": score.device}
             score = xp.concat([score, xp.full((rows, short), -xp.inf, **like)], axis=1)
             slot = xp.concat([slot, xp.full((rows, short), -1, dtype=slot.dtype, device=slot.device)], axis=1)
@@ -111,16 +112,15 @@ class TopK(NamedTuple):
         return self
 
     def _largest(self, k: int) -> TopK:
-        xp = array_namespace(self.score)
+        xp, ops = backends.of(self.score)
         if k == 1:
             order = xp.argmax(self.score, axis=1, keepdims=True)
         else:
             order = xp.argsort(self.score, axis=1, descending=True, stable=True)[:, :k]
-        rows, width = self.score.shape
         # Not take_along_axis: torch.compile would tie the graph to one batch size.
-        first = xp.arange(rows, dtype=order.dtype, device=order.device) * width
+        first = xp.arange(ops.length(order), dtype=order.dtype, device=order.device) * ops.length(self.score, 1)
         places = xp.reshape(order + first[:, None], (-1,))
-        return TopK(*(xp.reshape(xp.take(xp.reshape(column, (-1,)), places), order.shape) for column in self))
+        return TopK(*(xp.reshape(xp.take(xp.reshape(column, (-1,)), places), (-1, k)) for column in self))
 
 
 def _finite(peak: Array) -> Array:

@@ -62,14 +62,14 @@ def scan(
     Scanned
     """
     xp, ops = backends.of(anchors)
-    every_anchor = xp.arange(anchors.shape[0], device=anchors.device)
+    every_anchor = xp.arange(ops.length(anchors), device=anchors.device)
     size = block_rows if isinstance(loss, PairLoss) else rows.shape[0]
 
     def walk(visit: Callable[[Array, Array, Array, Met], Any]) -> Any:
         def visit_block(carry: Any, start: Any, block_of_rows: Array, *block_of_columns: Array) -> Any:
             V = xp.astype(block_of_rows, anchors.dtype, copy=False)
             slots = start + xp.arange(V.shape[0], device=anchors.device)
-            found = visit(anchors @ V.T, V, slots, pairs.meet(slots, *block_of_columns))
+            found = visit(anchors @ xp.matrix_transpose(V), V, slots, pairs.meet(slots, *block_of_columns))
             return found if carry is None else _merge(carry, found)
 
         return ops.fold(visit_block, (rows, *columns), size, limit=limit)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 
 from xbm import losses
-from xbm.backends.torch import attach_gradient, is_compiling
+from xbm.backends.torch import is_compiling
 from xbm.integrations.torch.memory import Memory
 from xbm.integrations.torch.report import Report
 from xbm.losses import LossLike
@@ -164,24 +164,18 @@ class XBM(Memory):
             If activation checkpointing runs it once more during backward, which would store the batch twice.
         """
         state = self._state(getattr(embeddings, "device", "cpu"), begin=self.training)
-        x, k = _wide(embeddings), _wide(keys)
-        given = {"ids": ids, "keys": k, "key_labels": key_labels}
+        given = {"ids": ids, "enqueue": enqueue, "keys": keys, "key_labels": key_labels}
         if self.training:
             _refuse_recomputation()
-            result = self.objective.step(state, x, labels, enqueue=enqueue, **given)
+            result = self.objective.step(state, embeddings, labels, **given)
             self._keep(result.state)
             self.figures.copy_(result.report)
         else:
             gradient = torch.is_grad_enabled() and any(
                 getattr(one, "requires_grad", False) for one in (embeddings, keys)
             )
-            result = self.objective.evaluate(state, x, labels, enqueue=enqueue, gradient=gradient, **given)
-        if result.gradient is None:
-            return result.loss
-        pairs = [(embeddings, result.gradient)]
-        if keys is not None:
-            pairs.append((keys, result.key_gradient))
-        return attach_gradient(result.loss, *pairs)
+            result = self.objective.evaluate(state, embeddings, labels, gradient=gradient, **given)
+        return result.loss
 
     if TYPE_CHECKING:
         __call__ = forward  # nn.Module's own takes and returns anything
@@ -222,7 +216,7 @@ class XBM(Memory):
                 )
             inputs, labels, ids = (*(one.to(device) if hasattr(one, "to") else one for one in batch), None)[:3]
             with torch.no_grad():
-                x = _wide(encoder(inputs))
+                x = encoder(inputs)
             self._keep(self.objective.store(self._state(), x, labels, ids=ids))
             offered += labels.shape[0]
             if offered >= self.capacity:
@@ -249,14 +243,6 @@ class XBM(Memory):
         if self.figures.device != self.embeddings.device:
             self.figures = torch.empty(len(REPORT), device=self.embeddings.device)
         self.figures.fill_(torch.nan)
-
-
-def _wide(x: Any) -> Any:
-    """Return x detached and in float32 if it is half precision, so that its gradient is rounded only once."""
-    if not isinstance(x, torch.Tensor):
-        return x
-    x = x.detach()
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _refuse_recomputation() -> None:

@@ -33,6 +33,9 @@ OPERATIONS = (
     "full_precision",
     "known",
     "is_compiling",
+    "integer_dtype",
+    "length",
+    "attach_gradient",
 )
 
 

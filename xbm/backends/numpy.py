@@ -5,24 +5,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xbm.backends.standard import few_on_host as few
 from xbm.backends.standard import (
+    attach_gradient,
     fold,
     full_precision,
+    integer_dtype,
     is_compiling,
     is_positive,
+    length,
     running_count,
     stop_gradient,
     value_and_gradient,
 )
+from xbm.backends.standard import few_on_host as few
 
 __all__ = [
+    "attach_gradient",
     "few",
     "fold",
     "full_precision",
+    "integer_dtype",
     "is_compiling",
     "is_positive",
     "known",
+    "length",
     "running_count",
     "stop_gradient",
     "top_k",

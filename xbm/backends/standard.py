@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from xbm.backends import Array, array_namespace
+from xbm.backends import Array, Namespace, array_namespace
 
 GATHER_BELOW = 0.25  # share of columns up to which gathering them beats computing with all
 
@@ -57,9 +57,9 @@ def top_k(x: Array, k: int) -> tuple[Array, Array]:
 
 
 def running_count(mask: Array) -> Array:
-    """Return (n,) int64: how many of the first i + 1 entries of a mask (n,) are True."""
+    """Return (n,) integers: how many of the first i + 1 entries of a mask (n,) are True."""
     xp = array_namespace(mask)
-    return xp.cumulative_sum(xp.astype(mask, xp.int64))
+    return xp.cumulative_sum(xp.astype(mask, integer_dtype(xp)))
 
 
 def is_positive(x: Array) -> Array:
@@ -101,6 +101,25 @@ def known(x: Array) -> int | None:
     return None
 
 
-def is_compiling() -> bool:
-    """Tell whether the call is being traced by a compiler, so that no value may be read."""
+def is_compiling(x: Array) -> bool:
+    """Tell whether a call with x is being traced by a compiler, so that no value may be read."""
     return False
+
+
+def integer_dtype(xp: Namespace) -> Any:
+    """Return the dtype of labels, ids and counters: int64, or the widest integers there are."""
+    return xp.int64
+
+
+def length(x: Array, axis: int = 0, *, most: int | None = None) -> Any:
+    """Return the length of an axis, or `most` if that is less: an int if known when traced, else a scalar array."""
+    size = x.shape[axis]
+    return size if most is None else min(size, most)
+
+
+def attach_gradient(value: Array, *pairs: tuple[Array, Array]) -> Array:
+    """Return the scalar `value` with a gradient known in closed form for each `(x, gradient)` in `pairs`.
+
+    Where the library cannot differentiate, `value` itself.
+    """
+    return value

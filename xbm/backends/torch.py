@@ -7,16 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xbm.backends.standard import few_on_host, fold
+from xbm.backends.standard import few_on_host, fold, integer_dtype, length
 
 __all__ = [
     "attach_gradient",
     "few",
     "fold",
     "full_precision",
+    "integer_dtype",
     "is_compiling",
     "is_positive",
     "known",
+    "length",
     "running_count",
     "stop_gradient",
     "top_k",
@@ -93,8 +95,8 @@ def known(x: Tensor) -> int | None:
     return int(x) if x.device.type == "cpu" and not is_compiling() else None
 
 
-def is_compiling() -> bool:
-    """Tell whether the call is being traced by torch.compile or torch.export."""
+def is_compiling(x: Tensor | None = None) -> bool:
+    """Tell whether a call is being traced by torch.compile or torch.export."""
     return torch.compiler.is_compiling()
 
 
