@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from xbm import backends
-from xbm.backends import Array, Namespace, array_namespace
+from xbm.backends import Array, Namespace, array_namespace, device_of
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 
@@ -64,10 +64,10 @@ def same_library(name: str, array: Array, like: Array) -> None:
         raise TypeError(f"{name} must be an array of {library}, got {got.__name__}") from None
     if other is not xp:
         raise TypeError(f"{name} must be an array of {library}, got a {got.__module__}.{got.__name__}")
-    if array.device != like.device:
+    here, there = device_of(array), device_of(like)
+    if here != there and None not in (here, there):
         raise ValueError(
-            f"{name} of shape {tuple(array.shape)} are on device {array.device}, what they meet is on {like.device}: "
-            f"move one of them"
+            f"{name} of shape {tuple(array.shape)} are on device {here}, what they meet is on {there}: move one of them"
         )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from xbm import backends, checks
-from xbm.backends import Array
+from xbm.backends import Array, device_of
 from xbm.memory import MemoryState
 from xbm.normalization import normalize as unit
 
@@ -57,7 +57,7 @@ def returning(state: MemoryState, embeddings: Array, ids: Array) -> Drift:
     checks.embeddings("embeddings", embeddings, state.embeddings)
     checks.integers("ids", ids, embeddings, state.embeddings)
     xp, ops = backends.of(state.embeddings)
-    device = state.embeddings.device
+    device = device_of(state.embeddings)
     capacity, batch, integer = state.ids.shape[0], ops.length(ids), state.ids.dtype
     if isinstance(batch, int) and batch == 0:
         nothing = xp.full((), xp.nan, dtype=embeddings.dtype, device=device)

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import array_api_compat.numpy as numpy_namespace
 
 from xbm import backends, checks
-from xbm.backends import Array, Namespace
+from xbm.backends import Array, Namespace, device_of
 
 
 class MemoryState(NamedTuple):
@@ -204,7 +204,7 @@ def write(
 ) -> MemoryState:
     """Store the rows where `keep` is True; count those where `bad` is. For batches already checked."""
     xp, ops = backends.of(state.embeddings)
-    device = state.embeddings.device
+    device = device_of(state.embeddings)
     capacity, integer = state.embeddings.shape[0], state.cursor.dtype
     run = ops.length(embeddings, most=capacity)
     kept = xp.sum(xp.astype(keep, integer))
@@ -251,7 +251,7 @@ def rows(state: MemoryState) -> Rows:
     """Return the filled rows, oldest first, as copies. Their number depends on the state: not for compilers."""
     xp, _ = backends.of(state.embeddings)
     capacity, count = state.embeddings.shape[0], int(state.count)
-    age_rank = xp.arange(count, dtype=state.cursor.dtype, device=state.embeddings.device)
+    age_rank = xp.arange(count, dtype=state.cursor.dtype, device=device_of(state.embeddings))
     slots = xp.remainder(state.cursor - count + age_rank, capacity)
     return Rows(*(xp.take(column, slots, axis=0) for column in state[: len(Rows._fields)]))
 
@@ -265,7 +265,7 @@ def resize(state: MemoryState, capacity: int) -> MemoryState:
     empty = _emptied(state, capacity)
 
     def scalar(value: int) -> Array:
-        return xp.asarray(value, dtype=state.cursor.dtype, device=state.embeddings.device)
+        return xp.asarray(value, dtype=state.cursor.dtype, device=device_of(state.embeddings))
 
     columns = (xp.concat([filled, blank[count:, ...]]) for filled, blank in zip(kept, empty, strict=False))
     return empty._replace(
@@ -277,7 +277,7 @@ def _emptied(state: MemoryState, capacity: int) -> MemoryState:
     """Return a memory like `state` of some capacity without rows; `step` and `skipped` count on."""
     V = state.embeddings
     xp, _ = backends.of(V)
-    empty = init(capacity=capacity, dim=V.shape[1], dtype=V.dtype, device=V.device, xp=xp)
+    empty = init(capacity=capacity, dim=V.shape[1], dtype=V.dtype, device=device_of(V), xp=xp)
     return empty._replace(step=state.step, skipped=state.skipped)
 
 

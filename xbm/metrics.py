@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from array_api_compat import is_array_api_obj
 
 from xbm import backends, checks
-from xbm.backends import Array
+from xbm.backends import Array, device_of
 from xbm.normalization import normalize
 
 BLOCK_ELEMENTS = 2**25  # similarities in a block, unless that leaves fewer than LEAST_ROWS queries
@@ -104,7 +104,7 @@ def retrieval(
     some = xp.astype(xp.clip(R, min=1), Z.dtype)
     most = int(xp.max(R))  # ranks that R-precision and MAP@R look at, at most
     deepest = min(max(1, *ks, most), V.shape[0] - itself)
-    rank = xp.arange(1, most + 1, dtype=R.dtype, device=Z.device)
+    rank = xp.arange(1, most + 1, dtype=R.dtype, device=device_of(Z))
 
     figures = []
     for block, nearest in _nearest(Z, V, deepest, itself, block_rows):
@@ -180,9 +180,9 @@ def _nearest(Z: Array, V: Array, k: int, itself: int, block_rows: int | None) ->
         if itself:
             # One more was selected: the query itself is stepped over, or the last one is, where the query is not
             # among them (copies of lower index come before it).
-            own = xp.arange(block.start, block.stop, dtype=indices.dtype, device=Z.device)
+            own = xp.arange(block.start, block.stop, dtype=indices.dtype, device=device_of(Z))
             passed = xp.cumulative_sum(xp.astype(indices[:, :k] == own[:, None], indices.dtype), axis=1)
-            rank = xp.arange(k, dtype=indices.dtype, device=Z.device)
+            rank = xp.arange(k, dtype=indices.dtype, device=device_of(Z))
             indices = xp.take_along_axis(indices, rank[None, :] + passed, axis=1)
         yield block, indices
 
@@ -201,7 +201,7 @@ def _largest(S: Array, k: int) -> Array:
     chunks = columns // width
     _, best = ops.top_k(xp.max(xp.reshape(S[:, : chunks * width], (rows, chunks, width)), axis=2), k)
     best = xp.sort(best, axis=1)  # then of equal entries the first is the one of the lowest index
-    column = xp.arange(columns, dtype=best.dtype, device=S.device)
+    column = xp.arange(columns, dtype=best.dtype, device=device_of(S))
     inside = xp.reshape(best[:, :, None] * width + column[:width], (rows, -1))
     entries = xp.concat([inside, xp.broadcast_to(column[chunks * width :], (rows, columns - chunks * width))], axis=1)
     _, places = ops.top_k(xp.take_along_axis(S, entries, axis=1), k)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self
 
 from xbm import backends, checks, drift, losses, memory, mining
-from xbm.backends import Array
+from xbm.backends import Array, device_of
 from xbm.batch import Batch, read
 from xbm.losses import Block, Contrastive, LossLike, RowLoss
 from xbm.memory import MemoryState
@@ -219,7 +219,7 @@ class Objective:
             loss = ops.attach_gradient(loss, *wide)
             gradients[: len(wide)] = (xp.astype(dx, x.dtype, copy=False) for x, dx in wide)
 
-        nothing = xp.full((), xp.nan, dtype=xp.float32, device=batch.z.device)
+        nothing = xp.full((), xp.nan, dtype=xp.float32, device=device_of(batch.z))
         figures = {
             "batch_loss": batch_loss,
             "memory_loss": memory_loss,
@@ -240,7 +240,7 @@ class Objective:
             return _Term.zero(Z, V)
         key_labels = None if batch.keys is None else batch.stored_labels
         P, N = batch_pairs(batch.labels, key_labels, dtype=Z.dtype)
-        columns, anchors = (xp.arange(ops.length(rows), device=Z.device) for rows in (V, Z))
+        columns, anchors = (xp.arange(ops.length(rows), device=device_of(Z)) for rows in (V, Z))
         with ops.full_precision(Z):
             value, W = self.criterion.whole(Block(Z @ xp.matrix_transpose(V), P, N, columns, anchors))
             return _Term(value, W @ V, xp.matrix_transpose(W) @ Z) if gradient else _Term(value)
@@ -286,5 +286,5 @@ class _Term(NamedTuple):
     @classmethod
     def zero(cls, z: Array, k: Array | None = None) -> Self:
         xp, _ = backends.of(z)
-        pairs = xp.zeros((), dtype=z.dtype, device=z.device)
+        pairs = xp.zeros((), dtype=z.dtype, device=device_of(z))
         return cls(xp.zeros_like(z[:, 0]), xp.zeros_like(z), None if k is None else xp.zeros_like(k), pairs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Self
 
 from xbm import backends
-from xbm.backends import Array, array_namespace
+from xbm.backends import Array, array_namespace, device_of
 
 
 def batch_pairs(labels: Array, key_labels: Array | None = None, *, dtype: Any) -> tuple[Array, Array]:
@@ -22,7 +22,7 @@ def batch_pairs(labels: Array, key_labels: Array | None = None, *, dtype: Any) -
     same = labels[:, None] == others[None, :]
     usable = xp.ones_like(same)
     if key_labels is None:
-        order = xp.arange(ops.length(labels), device=labels.device)
+        order = xp.arange(ops.length(labels), device=device_of(labels))
         usable = order[:, None] != order[None, :]
     return xp.astype(same & usable, dtype), xp.astype(~same & usable, dtype)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 from xbm import backends
-from xbm.backends import Array, array_namespace
+from xbm.backends import Array, array_namespace, device_of
 
 
 class Reduction(Protocol):
@@ -93,9 +93,9 @@ class TopK(NamedTuple):
         short = k - (score.shape[1] or 0)  # no length is known in a graph that takes any
         if short > 0:
             rows = ops.length(score)
-            like = {"dtype": score.dtype, "device": score.device}
+            like = {"dtype": score.dtype, "device": device_of(score)}
             score = xp.concat([score, xp.full((rows, short), -xp.inf, **like)], axis=1)
-            slot = xp.concat([slot, xp.full((rows, short), -1, dtype=slot.dtype, device=slot.device)], axis=1)
+            slot = xp.concat([slot, xp.full((rows, short), -1, dtype=slot.dtype, device=device_of(slot))], axis=1)
             similarity = xp.concat([block.S, xp.zeros((rows, short), **like)], axis=1)
         else:
             similarity = block.S
@@ -118,7 +118,7 @@ class TopK(NamedTuple):
         else:
             order = xp.argsort(self.score, axis=1, descending=True, stable=True)[:, :k]
         # Not take_along_axis: torch.compile would tie the graph to one batch size.
-        first = xp.arange(ops.length(order), dtype=order.dtype, device=order.device) * ops.length(self.score, 1)
+        first = xp.arange(ops.length(order), dtype=order.dtype, device=device_of(order)) * ops.length(self.score, 1)
         places = xp.reshape(order + first[:, None], (-1,))
         return TopK(*(xp.reshape(xp.take(xp.reshape(column, (-1,)), places), (-1, k)) for column in self))
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 from xbm import backends
-from xbm.backends import Array
+from xbm.backends import Array, device_of
 from xbm.losses import Block, PairLoss, RowLoss, SidedPairLoss
 from xbm.losses.base import results
 from xbm.pairs import MemoryPairs, Met
@@ -62,13 +62,13 @@ def scan(
     Scanned
     """
     xp, ops = backends.of(anchors)
-    every_anchor = xp.arange(ops.length(anchors), device=anchors.device)
+    every_anchor = xp.arange(ops.length(anchors), device=device_of(anchors))
     size = block_rows if isinstance(loss, PairLoss) else rows.shape[0]
 
     def walk(visit: Callable[[Array, Array, Array, Met], Any]) -> Any:
         def visit_block(carry: Any, start: Any, block_of_rows: Array, *block_of_columns: Array) -> Any:
             V = xp.astype(block_of_rows, anchors.dtype, copy=False)
-            slots = start + xp.arange(V.shape[0], device=anchors.device)
+            slots = start + xp.arange(V.shape[0], device=device_of(anchors))
             found = visit(anchors @ xp.matrix_transpose(V), V, slots, pairs.meet(slots, *block_of_columns))
             return found if carry is None else _merge(carry, found)
 
@@ -120,7 +120,7 @@ def _sided(loss: SidedPairLoss, S: Array, V: Array, pairs: MemoryPairs, met: Met
         side = loss.negative(S, N)
         return side.summaries, _weigh(side.weights, V)
 
-    some = met.any() | (xp.arange(S.shape[1], device=S.device) == 0)  # at least one
+    some = met.any() | (xp.arange(S.shape[1], device=device_of(S)) == 0)  # at least one
     few = ops.few(some)
     if few is None:
         P, N = pairs.between(met)

@@ -4,6 +4,9 @@ The core speaks the standard only. The few things it lacks (writing rows in plac
 walking an array in blocks, ...) are plain functions of the same names in every file here. A library
 without a file of its own runs through `standard`, which needs nothing but the standard.
 
+A library that neither speaks the standard nor is known to array-api-compat has a namespace of standard names in
+`xbm.backends.namespaces`.
+
 To add a backend, write `xbm/backends/<name>.py` with the names in `OPERATIONS`, importing from `standard`
 whatever it has no better word for.
 """
@@ -49,7 +52,8 @@ def array_namespace(x: Array) -> Namespace:
     """
     kind = type(x)
     if kind not in _namespaces:
-        _namespaces[kind] = array_api_compat.array_namespace(x)
+        ours = f"{__name__}.namespaces.{kind.__module__.split('.')[0]}"
+        _namespaces[kind] = import_module(ours) if find_spec(ours) else array_api_compat.array_namespace(x)
     return _namespaces[kind]
 
 
@@ -65,9 +69,14 @@ def of(array: Array) -> tuple[Namespace, ModuleType]:
     return xp, operations(xp)
 
 
+def device_of(array: Array) -> Any:
+    """Return where an array lies, None where a compiler has yet to decide."""
+    return getattr(array, "device", None) or None
+
+
 def library(xp: Namespace) -> str:
     """Return the name of the library whose namespace is `xp`, such as "numpy"."""
-    return xp.__name__.removeprefix("array_api_compat.").split(".")[0]
+    return xp.__name__.removeprefix("array_api_compat.").removeprefix(f"{__name__}.namespaces.").split(".")[0]
 
 
 def operations(xp: Namespace) -> ModuleType:

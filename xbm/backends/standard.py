@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from xbm.backends import Array, Namespace, array_namespace
+from xbm.backends import Array, Namespace, array_namespace, device_of
 
 GATHER_BELOW = 0.25  # share of columns up to which gathering them beats computing with all
 
@@ -22,7 +22,7 @@ def write_rows(array: Array, slots: Array, rows: Array) -> Array:
     if written == 0:
         return array
     xp = array_namespace(array)
-    source = xp.remainder(xp.arange(size, dtype=slots.dtype, device=array.device) - slots[0], size)
+    source = xp.remainder(xp.arange(size, dtype=slots.dtype, device=device_of(array)) - slots[0], size)
     shape = (size,) + (1,) * (array.ndim - 1)
     hit = xp.reshape(source < written, shape)
     return xp.where(hit, xp.take(rows, xp.clip(source, max=written - 1), axis=0), array)
@@ -81,7 +81,7 @@ def few_on_host(mask: Array) -> Array | None:
     (indices,) = xp.nonzero(mask)
     if indices.shape[0] > GATHER_BELOW * mask.shape[0]:
         return None
-    return indices if indices.shape[0] else xp.zeros((1,), dtype=indices.dtype, device=mask.device)
+    return indices if indices.shape[0] else xp.zeros((1,), dtype=indices.dtype, device=device_of(mask))
 
 
 def value_and_gradient(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:

@@ -1,0 +1,131 @@
+"""Operations for JAX: donates what it writes into, walks in a loop compiled once, differentiates by `jax.vjp`."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from xbm.backends import Namespace
+from xbm.backends.standard import few, is_positive, known, length
+from xbm.backends.standard import fold as fold_unrolled
+
+__all__ = [
+    "attach_gradient",
+    "few",
+    "fold",
+    "full_precision",
+    "integer_dtype",
+    "is_compiling",
+    "is_positive",
+    "known",
+    "length",
+    "running_count",
+    "stop_gradient",
+    "top_k",
+    "value_and_gradient",
+    "write_rows",
+]
+
+
+@partial(jax.jit, donate_argnums=0)
+def write_rows(array: Array, slots: Array, rows: Array) -> Array:
+    """Write rows (K, ...) into slots (K,) of a ring (M, ...), K <= M; return the ring.
+
+    In place: called eagerly it donates `array`, within a compiled function that function must.
+    """
+    return array.at[slots].set(rows, unique_indices=True)
+
+
+def stop_gradient(x: Array) -> Array:
+    """Return x as a constant for JAX's transformations."""
+    return jax.lax.stop_gradient(x)
+
+
+def fold(visit: Callable[..., Any], columns: Sequence[Array], size: int, *, limit: int | None = None) -> Any:
+    """Fold `carry = visit(carry, start, *blocks)` over blocks of `size` rows of arrays of equal length.
+
+    Traced, the blocks between the first and a shorter last one are one loop, compiled once.
+    """
+    rows = columns[0].shape[0]
+    whole = rows // size
+    if whole < 3 or not is_compiling(columns[0]):
+        return fold_unrolled(visit, columns, size, limit=limit)
+
+    def block(start: Any) -> list[Array]:
+        return [jax.lax.dynamic_slice_in_dim(column, start, size) for column in columns]
+
+    carry = visit(None, 0, *block(0))
+    carry = jax.lax.fori_loop(1, whole, lambda i, carry: visit(carry, i * size, *block(i * size)), carry)
+    rest = whole * size
+    return carry if rest == rows else visit(carry, rest, *(column[rest:] for column in columns))
+
+
+def top_k(x: Array, k: int) -> tuple[Array, Array]:
+    """Return the k largest of each row of x (B, n) as (values, indices), both (B, k), k <= n.
+
+    In falling order; of equal values the lowest index comes first.
+    """
+    values, indices = jax.lax.top_k(x, k)
+    return values, indices
+
+
+def running_count(mask: Array) -> Array:
+    """Return (n,) integers: how many of the first i + 1 entries of a mask (n,) are True."""
+    return jnp.cumsum(mask, dtype=integer_dtype(jnp))
+
+
+def value_and_gradient(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+    """Return `(function(x) (B,), d sum(function(x)) / dx)` by reverse-mode differentiation.
+
+    The value stays a function of whatever learned parameters the function has.
+    """
+    value, pull_back = jax.vjp(function, stop_gradient(x))
+    (gradient,) = pull_back(jnp.ones_like(value))
+    return value, stop_gradient(gradient)
+
+
+def full_precision(x: Array) -> AbstractContextManager[Any]:
+    """Return a context in which products of float32 are not rounded to less on their way, as accelerators do."""
+    return jax.default_matmul_precision("float32")
+
+
+def is_compiling(x: Array) -> bool:
+    """Tell whether x is being traced, so that no value may be read."""
+    return isinstance(x, jax.core.Tracer)
+
+
+def integer_dtype(xp: Namespace) -> Any:
+    """Return the dtype of labels, ids and counters: int32, or int64 where `jax_enable_x64` is on."""
+    return xp.__array_namespace_info__().default_dtypes()["integral"]
+
+
+def attach_gradient(value: Array, *pairs: tuple[Array, Array]) -> Array:
+    """Return the scalar `value` with a gradient known in closed form for each `(x, gradient)` in `pairs`.
+
+    Only the gradients are kept for the way back. They are scaled in their own dtype before they are cast to x's.
+    A dependence of `value` on learned parameters stays.
+    """
+    xs, gradients = zip(*pairs, strict=True)
+    return _closed_form(value, xs, tuple(map(stop_gradient, gradients)))
+
+
+@jax.custom_vjp
+def _closed_form(value: Array, xs: tuple[Array, ...], gradients: tuple[Array, ...]) -> Array:
+    return value
+
+
+def _forward(value: Array, xs: tuple[Array, ...], gradients: tuple[Array, ...]) -> tuple[Array, Any]:
+    return value, (gradients, [jnp.empty((0,), x.dtype) for x in xs])
+
+
+def _backward(kept: Any, upstream: Array) -> tuple[Any, ...]:
+    gradients, like = kept
+    scaled = tuple((upstream * g).astype(x.dtype) for g, x in zip(gradients, like, strict=True))
+    return upstream, scaled, tuple(map(jnp.zeros_like, gradients))
+
+
+_closed_form.defvjp(_forward, _backward)
