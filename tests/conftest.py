@@ -6,13 +6,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import table
+from tests.table import BACKENDS
 
 settings.register_profile("dev", deadline=None, max_examples=30)
 settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True, print_blob=True)
 settings.register_profile("nightly", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("XBM_HYPOTHESIS_PROFILE", "dev"))
-
-BACKENDS = table.installed()
 
 
 def pytest_report_header():
@@ -34,10 +33,14 @@ def backend(request):
 
 
 @pytest.fixture(autouse=True)
-def _not_applicable(request):
-    """Skip what the table says cannot run on a backend, with its reason."""
-    if "backend" in request.fixturenames:
-        row = request.getfixturevalue("backend")
-        reason = table.NOT_APPLICABLE.get((request.node.originalname, row.name))
-        if reason:
-            pytest.skip(reason)
+def _as_the_table_says(request):
+    """Run a backend's test in its context; skip what the table says cannot run on it, with its reason."""
+    if "backend" not in request.fixturenames:
+        yield
+        return
+    row = request.getfixturevalue("backend")
+    reason = table.NOT_APPLICABLE.get((request.node.originalname, row.name))
+    if reason:
+        pytest.skip(reason)
+    with row.context():
+        yield

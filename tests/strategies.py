@@ -6,11 +6,21 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tests.table import BACKENDS
+
 MAX_DIM = 4
 MAX_CAPACITY = 9
+SIZES = [0, 1, 3, 12]  # of batches, where every other one costs seconds
 
-dims = st.integers(1, MAX_DIM)
-capacities = st.integers(1, MAX_CAPACITY)
+
+def lengths(least, most, few):
+    """Draw a whole number; one of a few where a backend compiles anew for each shape."""
+    some = [n for n in few if least <= n <= most]
+    return st.sampled_from(some) if any(row.compiles for row in BACKENDS) else st.integers(least, most)
+
+
+dims = lengths(1, MAX_DIM, [1, 3])
+capacities = lengths(1, MAX_CAPACITY, [1, 4, 7])
 labels = st.integers(0, 3)
 big_integers = st.sampled_from([0, 1, 2**24 + 1, 2**31 + 7, 2**40 + 5, 2**63 - 1])
 sample_ids = st.one_of(st.integers(-3, 5), big_integers)
@@ -31,7 +41,7 @@ class Batch(NamedTuple):
 @st.composite
 def batches(draw, dim, *, sizes=None, finite=True, with_ids=None):
     """Draw a batch of any size, with or without ids and a mask; rows that are not finite on request."""
-    size = draw(st.integers(0, 2 * MAX_CAPACITY + 1) if sizes is None else sizes)
+    size = draw(lengths(0, 2 * MAX_CAPACITY + 1, SIZES) if sizes is None else sizes)
     x = draw(hnp.arrays(np.float32, (size, dim), elements=eighths))
     if not finite and size:
         bad = draw(

@@ -1,10 +1,12 @@
 """The table of backends: one row for each array library, and every skip and expected failure with its reason.
 
-A test takes the fixture `backend` and names no library. `XBM_REQUIRE_BACKENDS` (comma-separated names) turns a library
-that is not installed from an absent row into a failure.
+A test takes the fixture `backend` and names no library. It runs on every row whose library is installed, or on those
+that `XBM_REQUIRE_BACKENDS` names (separated by commas): then one that is not installed is a failure.
 """
 
 import os
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import ModuleType
@@ -20,6 +22,8 @@ class Backend:
     xp: ModuleType
     storable: tuple[str, ...]  # memory dtypes it has
     second_device: object = None  # one beside the default, None if it has only that
+    context: Callable = nullcontext  # what its tests run in
+    compiles: bool = False  # each operation anew for each shape
 
     def __repr__(self):
         return self.name
@@ -53,6 +57,9 @@ def _torch():
     return Backend("torch", xp, ("float32", "bfloat16", "float16", "float64"))
 
 
+DEVICES = 4  # virtual ones that JAX makes of the processor
+
+
 def _strict():
     import array_api_strict as xp
 
@@ -62,9 +69,35 @@ def _strict():
     return Backend("strict", xp, ("float32", "float64"), xp.Device("device1"))
 
 
+def _jax():
+    os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={DEVICES}")
+    import jax
+    import jax.numpy as xp
+
+    def context():
+        return jax.enable_x64(True)
+
+    return Backend("jax", xp, ("float32", "bfloat16", "float16", "float64"), jax.devices()[1], context, compiles=True)
+
+
+def _tensorflow():
+    import tensorflow as tf
+
+    from xbm.backends.namespaces import tensorflow as xp
+
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    second = tf.config.list_logical_devices("CPU")[1].name
+    with tf.device(second):
+        second = tf.zeros(()).device  # its name in full
+    return Backend("tensorflow", xp, ("float32", "bfloat16", "float16", "float64"), second)
+
+
 ROWS = {
     "numpy": ("numpy", _numpy),
     "torch": ("torch", _torch),
+    "jax": ("jax", _jax),
+    "tensorflow": ("tensorflow", _tensorflow),
     "strict": ("array_api_strict", _strict),
 }
 
@@ -89,7 +122,7 @@ DATA = {"XBM_OMNIGLOT": "Omniglot's pictures are not part of the repository: the
 
 
 def required():
-    """Return the names of the backends that must be installed."""
+    """Return the names of the backends that are asked for."""
     names = [name for name in os.environ.get("XBM_REQUIRE_BACKENDS", "").split(",") if name]
     unknown = set(names) - set(ROWS)
     if unknown:
@@ -98,13 +131,17 @@ def required():
 
 
 def installed():
-    """Return the rows that can run here, in the table's order."""
-    missing = [name for name in required() if find_spec(ROWS[name][0]) is None]
+    """Return the rows that are required, or all that can run here, in the table's order."""
+    here = [name for name, (module, _) in ROWS.items() if find_spec(module)]
+    missing = set(required()) - set(here)
     if missing:
-        raise ModuleNotFoundError(f"required backends are not installed: {', '.join(missing)}")
-    return [make() for module, make in ROWS.values() if find_spec(module)]
+        raise ModuleNotFoundError(f"required backends are not installed: {', '.join(sorted(missing))}")
+    return [ROWS[name][1]() for name in here if name in (required() or here)]
 
 
 def left_out():
     """Return {path: missing package} of the tests that cannot run here."""
     return {path: package for path, packages in NEEDS.items() for package in packages if find_spec(package) is None}
+
+
+BACKENDS = installed()

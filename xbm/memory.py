@@ -220,7 +220,7 @@ def write(
     def put(array: Array, new: Array) -> Array:
         new = xp.take(xp.astype(new, array.dtype, copy=False), source, axis=0)
         old = xp.take(array, slots, axis=0)
-        return ops.write_rows(array, slots, xp.where(valid if array.ndim == 1 else valid[:, None], new, old))
+        return ops.write_rows(array, slots, xp.where(valid if len(array.shape) == 1 else valid[:, None], new, old))
 
     finite = xp.where(keep[:, None], ops.stop_gradient(embeddings), 0.0)
     none = xp.full_like(kept_first, -1, dtype=integer)

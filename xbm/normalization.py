@@ -8,15 +8,17 @@ EPS = 1e-6  # rows shorter than this are divided by it instead of by their lengt
 def normalize(x: Array) -> tuple[Array, Array]:
     """Return `(z, length)`: z = x / max(|x|, EPS) by rows, and that divisor, (B, 1).
 
-    Lengths are taken relative to a row's largest entry, so that no square overflows or vanishes. A length that the
-    dtype cannot hold is reported as half the largest number it can.
+    Lengths are taken relative to a row's largest entry, so that no square overflows or vanishes; relative to a quarter of
+    the largest number there is at most, whose inverse compilers may multiply with. A length that the dtype cannot hold is
+    reported as half the largest number it can.
     """
     xp = array_namespace(x)
-    largest = xp.max(xp.abs(x), axis=1, keepdims=True)
+    most = float(xp.finfo(x.dtype).max)
+    largest = xp.clip(xp.max(xp.abs(x), axis=1, keepdims=True), max=most / 4)
     largest = xp.where(largest > 0, largest, 1.0)
     unit = x / largest
-    excess = xp.sqrt(xp.sum(unit**2, axis=1, keepdims=True))  # |x| / largest, in [1, sqrt(D)], or 0
-    longest = 0.5 * xp.finfo(x.dtype).max / xp.where(excess > 1, excess, 1.0)
+    excess = xp.sqrt(xp.sum(unit**2, axis=1, keepdims=True))  # |x| / largest, at least 1, or 0
+    longest = most / 2 / xp.where(excess > 1, excess, 1.0)
     length = xp.where(largest > longest, longest, largest) * excess
     short = length < EPS  # a NaN is not
     return xp.where(short, x, unit) / xp.where(short, EPS, excess), xp.where(short, EPS, length)

@@ -23,7 +23,8 @@ were not finite."""
 LEAST_ROWS = 256  # memory rows in a block, at least
 HOST_BLOCK = 2**19  # similarities in a block: more fall out of a CPU's cache, fewer cost more calls
 DEVICE_BLOCK = 2**22  # and where a launch costs more than a block
-MOST_BLOCKS = 16  # for a compiler, which unrolls the walk
+MOST_BLOCKS = 16  # for a compiler that unrolls the walk
+TYPICAL_BATCH = 64  # anchors, where a graph takes any number
 
 
 class Step(NamedTuple):
@@ -253,8 +254,8 @@ class Objective:
         if nothing or (step is not None and step < self.warmup):
             return _Term.zero(batch.z)
         B, M = batch.z.shape[0], state.labels.shape[0]
-        elements = DEVICE_BLOCK if step is None else HOST_BLOCK
-        block_rows = -(-M // MOST_BLOCKS) if ops.is_compiling(batch.z) else elements // B
+        elements = HOST_BLOCK if ops.on_host(batch.z) else DEVICE_BLOCK
+        block_rows = -(-M // MOST_BLOCKS) if ops.unrolls(batch.z) else elements // (B or TYPICAL_BATCH)
 
         ids = batch.ids if self.copies == "exclude" else None
         pairs = MemoryPairs.of(batch.labels, own=own, ids=ids, count=state.count, step=state.step, dtype=batch.z.dtype)

@@ -24,9 +24,7 @@ def parts(data):
 def taken(plan, parts, steps=None):
     """Return a training after some of its steps, by default all."""
     one = Training(plan, *parts)
-    for step in one.steps():
-        if step == steps:
-            break
+    one.run(lambda step: step == steps)
     return one
 
 
@@ -48,7 +46,9 @@ def test_taken_up_again_it_ends_as_if_never_left(parts, precision, left):
         before = Training(plan, *parts)
     after.load(*before.state())
     assert_same(before, after)
-    assert [*after.steps()] == [*range(left + 1, 13)]
+    seen = []
+    after.run(seen.append)
+    assert seen == [*range(left + 1, 13)]
     assert_same(whole, after)
 
 
@@ -59,7 +59,7 @@ def test_a_loss_learns_and_goes_on_learning(parts):
 
     whole, before, after = taken(plan(), parts), taken(plan(), parts, 5), Training(plan(), *parts)
     after.load(*before.state())
-    assert [*after.steps()]
+    after.run()
     assert_same(whole, after)
     (name,) = [name for name in whole.state()[0] if name.startswith("xbm.") and name.endswith("scale")]
     assert whole.state()[0][name] != 1
@@ -83,14 +83,14 @@ def test_measuring_changes_nothing(parts, monkeypatch):
     often = taken(replace(PLAN, evaluate_every=1), parts)
     assert len(often.curves["recall"]) == 13
     for part in ("encoder", "xbm"):
-        for name, value in getattr(seldom, part).state_dict().items():
-            assert torch.equal(value, getattr(often, part).state_dict()[name]), name
-    assert often.encoder.training
+        for name, value in getattr(seldom.engine, part).state_dict().items():
+            assert torch.equal(value, getattr(often.engine, part).state_dict()[name]), name
+    assert often.engine.encoder.training
 
 
 @pytest.mark.parametrize("option", [{"seed": 1}, {"precision": "bfloat16"}, {"shift": 0}, {"network": "resnet"}])
 def test_options_reach_the_weights(parts, option):
-    ends = [taken(plan, parts).encoder.state_dict() for plan in (PLAN, replace(PLAN, **option))]
+    ends = [taken(plan, parts).engine.encoder.state_dict() for plan in (PLAN, replace(PLAN, **option))]
     name = "0.weight"
     assert not torch.equal(*(end[name] for end in ends))
 
@@ -124,7 +124,8 @@ def test_the_outcome(parts):
 
 def test_the_slow_drift_is_that_of_the_weights(parts):
     one = Training(replace(PLAN, steps=20), *parts)
-    rows = {0: rows_of(one)} | {step: rows_of(one) for step in one.steps()}
+    rows = {0: rows_of(one)}
+    one.run(lambda step: rows.update({step: rows_of(one)}))
     assert one.curves["probe_steps"] == [10, 20]
     expected = [((rows[step] - rows[step - 10]) ** 2).sum(1).mean().item() for step in (10, 20)]
     np.testing.assert_allclose(one.curves["probe"][10], expected, rtol=1e-5)
@@ -133,8 +134,8 @@ def test_the_slow_drift_is_that_of_the_weights(parts):
 
 def rows_of(one):
     with torch.no_grad():
-        rows = one.encoder.eval()(torch.from_numpy(one.pictures.images).float() / 255)
-    one.encoder.train()
+        rows = one.engine.encoder.eval()(torch.from_numpy(one.pictures.images).float() / 255)
+    one.engine.encoder.train()
     return torch.nn.functional.normalize(rows, eps=1e-6)
 
 
@@ -142,20 +143,20 @@ def rows_of(one):
 def test_a_training_that_breaks_down_says_so(parts, network):
     one = Training(replace(PLAN, network=network, learning_rate=1e30, evaluate_every=100), *parts)
     with pytest.raises(DivergenceError, match=r"^the loss is nan at step [234]$"):
-        list(one.steps())
+        one.run()
 
 
 def test_embeddings_that_are_not_finite_are_not_measured(parts):
     one = Training(replace(PLAN, learning_rate=1e30, evaluate_every=1), *parts)
     with pytest.raises(DivergenceError, match="embeddings are not finite"):
-        list(one.steps())
+        one.run()
     assert one.step == 1
 
 
 def test_weights_that_are_not_finite_are_no_state(parts):
     one = taken(PLAN, parts, 2)
     with torch.no_grad():
-        one.encoder[0].weight[0] = torch.inf
+        one.engine.encoder[0].weight[0] = torch.inf
     with pytest.raises(DivergenceError, match=r"encoder\.0\.weight is not finite after step 2"):
         one.state()
 

@@ -36,6 +36,8 @@ OPERATIONS = (
     "full_precision",
     "known",
     "is_compiling",
+    "unrolls",
+    "on_host",
     "integer_dtype",
     "length",
     "attach_gradient",

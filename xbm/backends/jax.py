@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from xbm.backends import Namespace
-from xbm.backends.standard import few, is_positive, known, length
+from xbm.backends.standard import few, is_positive, known, length, unrolls
 from xbm.backends.standard import fold as fold_unrolled
 
 __all__ = [
@@ -23,9 +23,11 @@ __all__ = [
     "is_positive",
     "known",
     "length",
+    "on_host",
     "running_count",
     "stop_gradient",
     "top_k",
+    "unrolls",
     "value_and_gradient",
     "write_rows",
 ]
@@ -96,6 +98,11 @@ def full_precision(x: Array) -> AbstractContextManager[Any]:
 def is_compiling(x: Array) -> bool:
     """Tell whether x is being traced, so that no value may be read."""
     return isinstance(x, jax.core.Tracer)
+
+
+def on_host(x: Array) -> bool:
+    """Tell whether arrays lie where the processor's cache is what makes a block too large."""
+    return jax.default_backend() == "cpu"
 
 
 def integer_dtype(xp: Namespace) -> Any:

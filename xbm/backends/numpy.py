@@ -13,8 +13,10 @@ from xbm.backends.standard import (
     is_compiling,
     is_positive,
     length,
+    on_host,
     running_count,
     stop_gradient,
+    unrolls,
     value_and_gradient,
 )
 from xbm.backends.standard import few_on_host as few
@@ -29,9 +31,11 @@ __all__ = [
     "is_positive",
     "known",
     "length",
+    "on_host",
     "running_count",
     "stop_gradient",
     "top_k",
+    "unrolls",
     "value_and_gradient",
     "write_rows",
 ]

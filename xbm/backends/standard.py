@@ -106,6 +106,16 @@ def is_compiling(x: Array) -> bool:
     return False
 
 
+def unrolls(x: Array) -> bool:
+    """Tell whether x is being traced by a compiler that repeats the walk's body for each block."""
+    return False
+
+
+def on_host(x: Array) -> bool:
+    """Tell whether x lies where the processor's cache is what makes a block too large."""
+    return True
+
+
 def integer_dtype(xp: Namespace) -> Any:
     """Return the dtype of labels, ids and counters: int64, or the widest integers there are."""
     return xp.int64

@@ -19,9 +19,11 @@ __all__ = [
     "is_positive",
     "known",
     "length",
+    "on_host",
     "running_count",
     "stop_gradient",
     "top_k",
+    "unrolls",
     "value_and_gradient",
     "write_rows",
 ]
@@ -98,6 +100,16 @@ def known(x: Tensor) -> int | None:
 def is_compiling(x: Tensor | None = None) -> bool:
     """Tell whether a call is being traced by torch.compile or torch.export."""
     return torch.compiler.is_compiling()
+
+
+def unrolls(x: Tensor) -> bool:
+    """Tell whether x is being traced by a compiler that repeats the walk's body for each block."""
+    return is_compiling()
+
+
+def on_host(x: Tensor) -> bool:
+    """Tell whether x lies where the processor's cache is what makes a block too large."""
+    return x.device.type == "cpu"
 
 
 def attach_gradient(value: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:

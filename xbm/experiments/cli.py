@@ -11,7 +11,18 @@ from rich.console import Console
 
 from xbm import __version__
 from xbm.experiments.errors import DivergenceError, InputError
-from xbm.experiments.plan import CURVE_POINTS, FULL, NETWORKS, PARTS, PRECISIONS, QUICK, Config, plan_of, warmup_of
+from xbm.experiments.plan import (
+    CURVE_POINTS,
+    FRAMEWORKS,
+    FULL,
+    NETWORKS,
+    PARTS,
+    PRECISIONS,
+    QUICK,
+    Config,
+    plan_of,
+    warmup_of,
+)
 from xbm.losses import LOSSES
 from xbm.mining import MINERS
 
@@ -44,17 +55,20 @@ def main():
 @click.option(
     "--steps", type=COUNT, help=f"Training steps of either run.  [default: {FULL.steps}; quick: {QUICK.steps}]"
 )
+@click.option("--framework", type=click.Choice(FRAMEWORKS), default="torch", show_default=True, help="What trains.")
 @click.option("--out", type=FOLDER, default="xbm-demo", show_default=True, help="Folder for report.html.")
 @click.option("--quick", is_flag=True, help="A small data set and few steps: seconds, and no result to speak of.")
-def demo(seed, steps, out, quick):
+def demo(seed, steps, framework, out, quick):
     """Train a small network without and with the memory, and compare.
 
     Both runs start from the same weights and see the same batches of font glyphs. Ends with a table and a report.
     """
     _writable(out)
-    from xbm.experiments.demo import run
+    with refusing():
+        from xbm.experiments.demo import run
 
-    run(plan_of(seed=seed, steps=steps, quick=quick), quick=quick, out=out, console=_console())
+        plan = plan_of(seed=seed, steps=steps, quick=quick)
+        run(plan, framework=framework, quick=quick, out=out, console=_console())
 
 
 @main.command()

@@ -5,10 +5,9 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import rich.table
-import torch
 
 from xbm import Contrastive, __version__
-from xbm.experiments import glyphs, report
+from xbm.experiments import engines, glyphs, report
 from xbm.experiments.pictures import Pictures
 from xbm.experiments.progress import bars, shown
 from xbm.experiments.training import Training
@@ -16,9 +15,16 @@ from xbm.experiments.training import Training
 QUERIES = 12  # shown in the report
 
 
-def run(plan, *, quick, out, console):
-    """Train without and with the memory, print a table and write `report.html` into the folder `out`."""
-    torch.set_num_threads(1)  # for so small a network a second gains little, and loses much where cores are shared
+def run(plan, *, framework, quick, out, console):
+    """Train without and with the memory, print a table and write `report.html` into the folder `out`.
+
+    Raises
+    ------
+    InputError
+        If the framework, among `plan.FRAMEWORKS`, is not installed.
+    """
+    engine = engines.of(framework)
+    engine.one_thread()  # for so small a network a second gains little, and loses much where cores are shared
     with console.status("Drawing the glyphs (once; they are kept in the cache folder)"):
         train_set, test_set = glyphs.split(glyphs.load(quick=quick))
     console.print(
@@ -26,8 +32,10 @@ def run(plan, *, quick, out, console):
         f"{len(test_set.characters)} others to test on ({len(test_set.labels)})"
     )
     with bars(console) as progress:
-        runs = [one_run(plan, train_set, test_set, memory=memory, progress=progress) for memory in (False, True)]
-    console.print(table(runs))
+        options = {"framework": framework, "progress": progress}
+        runs = [one_run(plan, train_set, test_set, memory=memory, **options) for memory in (False, True)]
+    made_of = ", ".join(f"{name} {version}" for name, version in engine.versions().items())
+    console.print(table(runs, made_of))
     queries = np.random.default_rng(plan.seed).choice(len(test_set.labels), QUERIES, replace=False)
     path = out / "report.html"
     report.write(
@@ -36,14 +44,14 @@ def run(plan, *, quick, out, console):
         images=test_set.images,
         labels=test_set.labels,
         queries=queries,
-        settings=settings(plan, train_set, test_set),
+        settings=settings(plan, train_set, test_set, framework, made_of),
         warmup=plan.warmup,
     )
     console.print(f"Report: {path}", soft_wrap=True)
     return runs
 
 
-def one_run(plan, train_set, test_set, *, memory, progress=None):
+def one_run(plan, train_set, test_set, *, memory, framework="torch", progress=None):
     """Train once, with the plan's memory or in-batch only, and return the report's `Run`.
 
     Parameters
@@ -52,21 +60,24 @@ def one_run(plan, train_set, test_set, *, memory, progress=None):
     train_set, test_set : Glyphs
         Of disjoint classes.
     memory : bool
+    framework : str
+        Among `plan.FRAMEWORKS`.
     progress : rich.progress.Progress, optional
         Where to show a bar.
     """
     train_set, test_set = (Pictures(one.images[:, None], one.labels, one.characters) for one in (train_set, test_set))
-    training = Training(plan if memory else replace(plan, weight=0.0), train_set, test_set)
-    name = "with memory  " if memory else "in-batch only"
-    for _ in training.steps() if progress is None else shown(training, progress, name):
-        pass
+    training = Training(plan if memory else replace(plan, weight=0.0), train_set, test_set, framework)
+    if progress is None:
+        training.run()
+    else:
+        training.run(shown(training, progress, "with memory  " if memory else "in-batch only"))
     outcome, _ = training.outcome(test_set)
     return outcome
 
 
-def table(runs):
-    """Return the closing table."""
-    result = rich.table.Table(title="Retrieval on classes never seen in training")
+def table(runs, made_of):
+    """Return the closing table; what the runs were made of stands below it."""
+    result = rich.table.Table(title="Retrieval on classes never seen in training", caption=made_of)
     result.add_column("")
     for column in ("R@1", "MAP@R", "seconds", "memory MB"):
         result.add_column(column, justify="right")
@@ -87,13 +98,14 @@ def table(runs):
     return result
 
 
-def settings(plan, train_set, test_set):
+def settings(plan, train_set, test_set, framework, made_of):
     """Return what was run, for the report."""
     return {
+        "framework": framework,
         **{name.replace("_", " "): value for name, value in asdict(plan).items()},
         "loss": Contrastive(),
         "training classes": len(train_set.characters),
         "test classes": len(test_set.characters),
-        "versions": f"xbm {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
-        "threads": torch.get_num_threads(),
+        "versions": f"xbm {__version__}, {made_of}, Python {platform.python_version()}",
+        "threads": 1,
     }

@@ -1,50 +1,12 @@
-"""Pictures to embeddings, embeddings to retrieval metrics, and `xbm eval`, which does both with a run's encoder."""
+"""`xbm eval`: the retrieval metrics of a run's encoder on pictures."""
 
-import rich.table
 import torch
 
-from xbm import metrics
 from xbm.experiments import checkpoint, pictures
-from xbm.experiments.errors import DivergenceError, InputError
+from xbm.experiments.engines.torch import embed
+from xbm.experiments.errors import InputError
 from xbm.experiments.networks import BUILDERS
-
-EMBED_ELEMENTS = 1024 * 28 * 28  # of the pictures embedded at a time, unless that leaves fewer than EMBED_ROWS
-EMBED_ROWS = 16
-
-
-def as_input(images, device):
-    """Return pictures (n, C, H, W) uint8 as networks take them: float32 in [0, 1], on a device."""
-    # Strides as of a new array: NumPy's are others where there is one channel, and the convolution's last bits follow.
-    return torch.from_numpy(images).to(device, torch.float32, memory_format=torch.contiguous_format) / 255
-
-
-def embed(encoder, images, device):
-    """Return the embeddings (n, D) of pictures (n, C, H, W) uint8, in float32 and in evaluation mode.
-
-    The encoder is left in the mode it was in.
-
-    Raises
-    ------
-    DivergenceError
-        If one is not finite.
-    """
-    rows = max(EMBED_ROWS, EMBED_ELEMENTS // images[0].size)
-    training = encoder.training
-    encoder.eval()
-    try:
-        with torch.no_grad():
-            blocks = [encoder(as_input(images[i : i + rows], device)) for i in range(0, len(images), rows)]
-    finally:
-        encoder.train(training)
-    embeddings = torch.cat(blocks)
-    if not torch.isfinite(embeddings).all():
-        raise DivergenceError("the network's embeddings are not finite")
-    return embeddings
-
-
-def retrieval(embeddings, labels, k=(1,)):
-    """Return the retrieval metrics of a set against itself: embeddings (n, D) of torch, labels (n,) of NumPy."""
-    return metrics.retrieval(embeddings, torch.from_numpy(labels).to(embeddings.device), k=k)
+from xbm.experiments.retrieval import finite, retrieval, table
 
 
 def evaluate(file, data, *, size, part, k, device, threads, console):
@@ -96,20 +58,8 @@ def evaluate(file, data, *, size, part, k, device, threads, console):
         torch.set_num_threads(threads)
     device = device_of(device)
     with console.status("Embedding"):
-        found = retrieval(embed(encoder.to(device), chosen.images, device), chosen.labels, k)
+        found = retrieval(finite(embed(encoder.to(device), chosen.images, device)), chosen.labels, k)
     console.print(table(chosen, found, f"{part} classes, encoder after step {step:,}"))
-
-
-def table(chosen, found, title):
-    """Return the metrics of some pictures as a table."""
-    figures = {f"R@{k}": value for k, value in found.recall.items()}
-    figures |= {"R-Precision": found.r_precision, "MAP@R": found.map_at_r}
-    result = rich.table.Table(title=title)
-    for column in ("classes", "pictures", *figures):
-        result.add_column(column, justify="right")
-    counts = (f"{len(one):,}" for one in (chosen.names, chosen.labels))
-    result.add_row(*counts, *(f"{value:.3f}" for value in figures.values()))
-    return result
 
 
 def device_of(name):

@@ -2,7 +2,8 @@
 
 from torch import nn
 
-CONV = ((32, 2), (32, 2), (64, 2), (64, 1))  # channels and stride of each block
+from xbm.experiments.plan import CONV
+
 STAGES = ((32, 1), (64, 2), (128, 2), (256, 2))  # of each residual stage, two blocks long
 LARGEST = 56  # pixels; the residual net's stem halves the picture until its shorter side is no longer
 

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, replace
 
+FRAMEWORKS = ("torch", "keras", "jax")  # of the demo
 NETWORKS = ("conv", "resnet")
+CONV = ((32, 2), (32, 2), (64, 2), (64, 1))  # channels and stride of each block of "conv"
 PRECISIONS = ("float32", "bfloat16", "float16")
 PARTS = ("train", "validation", "test")  # of the classes
 CURVE_POINTS = 10  # measurements of recall over a run, unless told otherwise

@@ -16,12 +16,14 @@ def bars(console):
 
 
 def shown(training, progress, name):
-    """Yield the steps of a training, under a bar of its own."""
+    """Return what shows a step of a training, for after it, in a bar of its own."""
     task = progress.add_task(name, total=training.plan.steps, completed=training.step, figures="")
-    for step in training.steps():
+
+    def show(step):
         if training.curves["figures_steps"][-1:] == [step]:
             progress.update(task, completed=step, figures=_figures(training.now))
-        yield step
+
+    return show
 
 
 def _figures(now):

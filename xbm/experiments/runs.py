@@ -11,10 +11,11 @@ import torch
 from xbm import __version__
 from xbm.experiments import checkpoint, pictures, report
 from xbm.experiments.errors import DivergenceError, InputError
-from xbm.experiments.evaluation import device_of, table
+from xbm.experiments.evaluation import device_of
 from xbm.experiments.files import written_whole
 from xbm.experiments.plan import Config
 from xbm.experiments.progress import bars, shown
+from xbm.experiments.retrieval import table
 from xbm.experiments.signals import noted
 from xbm.experiments.split import split
 from xbm.experiments.training import Training
@@ -146,12 +147,17 @@ def _see_through(training, record, parts, out, console):
 
     with noted() as stop, bars(console) as progress:
         kept = keep()
+        show = shown(training, progress, "with memory" if config.weight else "in-batch only")
+
+        def after(step):
+            nonlocal kept
+            show(step)
+            if stop.signal or step == config.steps or step % config.checkpoint_every == 0:
+                kept = keep()
+            return stop.signal
+
         try:
-            for step in shown(training, progress, "with memory" if config.weight else "in-batch only"):
-                if stop.signal or step == config.steps or step % config.checkpoint_every == 0:
-                    kept = keep()
-                if stop.signal:
-                    break
+            training.run(after)
         except DivergenceError as error:
             advice = "a smaller --learning-rate, a longer --warmup or --precision float32 may help"
             raise InputError(f"{error}: {advice}; the checkpoint of step {kept} is kept in {out}") from error

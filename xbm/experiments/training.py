@@ -4,14 +4,14 @@ import math
 import time
 
 import numpy as np
-import torch
+from array_api_compat import to_device
 
 from xbm import drift, metrics
+from xbm.backends import array_namespace
+from xbm.experiments import engines
 from xbm.experiments.errors import DivergenceError
-from xbm.experiments.evaluation import as_input, embed, retrieval
-from xbm.experiments.networks import BUILDERS
 from xbm.experiments.report import SHOWN, Run
-from xbm.integrations.torch import XBM
+from xbm.experiments.retrieval import finite, retrieval
 from xbm.objective import REPORT
 from xbm.sampling import PKSampler
 
@@ -24,7 +24,7 @@ class Training:
     """A training run after `step` steps.
 
     No random generator has a state: the initial weights come from the seed, batch and shifts of a step from seed and
-    step, its learning rate from the step.
+    step, its learning rate from the step. With every framework they are the same, but for the initial weights.
 
     Parameters
     ----------
@@ -33,42 +33,24 @@ class Training:
         To train on.
     watched : Pictures
         Of other classes, on which recall is measured on the way.
+    framework : str
+        What trains, among `plan.FRAMEWORKS`.
 
     Attributes
     ----------
+    engine : Engine
+        Network, optimiser and memory, of `engines.<framework>`.
     step : int
         Steps taken.
     seconds : float
-        Spent in them, without what is measured.
+        Spent in them, without the first, in which libraries load and compile, and without what is measured.
     curves : dict
         What was measured, named as in `report.Run`.
     """
 
-    def __init__(self, plan, pictures, watched):
+    def __init__(self, plan, pictures, watched, framework="torch"):
         self.plan, self.pictures, self.watched = plan, pictures, watched
-        self.device = torch.device(plan.device)
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(plan.seed)
-            encoder = BUILDERS[plan.network](plan.dim, pictures.images.shape[1:])
-        self.encoder = encoder.to(self.device)
-        memory = {"capacity": plan.capacity, "warmup": plan.warmup} if plan.weight else {"capacity": 1}
-        self.xbm = XBM(
-            plan.dim,
-            loss=plan.loss,
-            miner=plan.miner,
-            reduction=plan.reduction,
-            weight=plan.weight,
-            device=self.device,
-            **memory,
-        )
-        self.optimizer = torch.optim.Adam([*self.encoder.parameters(), *self.xbm.parameters()], lr=plan.learning_rate)
-        self.rates = cosine(plan.learning_rate, plan.steps)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=plan.precision == "float16")
-        self.autocast = torch.autocast(
-            self.device.type, getattr(torch, plan.precision), enabled=plan.precision != "float32"
-        )
-        self.sampler = PKSampler(pictures.labels, classes=plan.classes, instances=plan.instances, seed=plan.seed)
-        self.labels = torch.from_numpy(pictures.labels).to(self.device)
+        self.engine = engines.of(framework).Engine(plan, pictures.images.shape[1:])
         probes = np.linspace(0, len(pictures.images) - 1, min(PROBES, len(pictures.images))).round().astype(int)
         self.probed = pictures.images[probes]
         self.probe = drift.Probe(every=plan.probe_every)
@@ -87,67 +69,65 @@ class Training:
         """The figures as last read, name to float."""
         return {name: values[-1] for name, values in self.curves["figures"].items() if values}
 
-    def steps(self):
-        """Train to the end; yield after each step, with all done that belongs to it.
+    def run(self, after=lambda step: False):
+        """Train to the end.
+
+        Parameters
+        ----------
+        after : callable
+            Called with the number of steps after each, once all is done that belongs to it; the training is left
+            there, to be gone on with, if it returns true.
 
         Raises
         ------
         DivergenceError
             When the loss or an embedding is NaN or infinite. The weights and the memory are then no longer of use.
         """
-        begun = self.step
-        if begun == 0:
+        first = self.step + 1
+        if self.step == 0:
             self._measure()
-        while self.step < self.plan.steps:
-            started = time.perf_counter()
-            self._step()
-            if self.step > begun + 1:  # in the first, libraries load
-                self.seconds += time.perf_counter() - started
-            self._measure()
-            yield self.step
 
-    def _step(self):
-        rows = self.sampler.batch(self.step)
-        images = self.pictures.images[rows]
-        if self.plan.shift:
-            images = shifted(images, self.plan.shift, seed=(self.plan.seed, SHIFT, self.step))
-        ids = torch.from_numpy(rows).to(self.device)
-        with self.autocast:
-            embeddings = self.encoder(as_input(images, self.device))
-        loss = self.xbm(embeddings, self.labels[ids], ids=ids)
-        if not torch.isfinite(loss):
-            raise DivergenceError(f"the loss is {loss.item()} at step {self.step + 1}")
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rates[self.step]
-        self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.step += 1
+        def took(loss):
+            nonlocal started
+            taken = time.perf_counter() - started
+            if not math.isfinite(loss):
+                raise DivergenceError(f"the loss is {loss} at step {self.step + 1}")
+            self.step += 1
+            if self.step > first:
+                self.seconds += taken
+            self._measure()
+            end = after(self.step)
+            started = time.perf_counter()
+            return end
+
+        started = time.perf_counter()
+        if self.step < self.plan.steps:
+            self.engine.fit(Batches(self.plan, self.pictures, self.step), took)
 
     def _measure(self):
         """Read what is due after this step. Changes nothing that the training depends on."""
         step, curves, last = self.step, self.curves, self.step == self.plan.steps
         if step and (step % READ_EVERY == 0 or last):
-            now = dict(self.xbm.report)
+            now = self.engine.figures()
             curves["figures_steps"].append(step)
             for name, values in curves["figures"].items():
                 values.append(now[name])
         if self.probe.due(step):
-            found = self.probe.record(step, embed(self.encoder, self.probed, self.device))
+            found = self.probe.record(step, finite(self.engine.embed(self.probed)))
             if found:
                 curves["probe_steps"].append(step)
                 for apart, values in curves["probe"].items():
                     values.append(found.get(apart, math.nan))
         if step % self.plan.evaluate_every == 0 or last:
-            embeddings = embed(self.encoder, self.watched.images, self.device)
+            embeddings = finite(self.engine.embed(self.watched.images))
             curves["recall_steps"].append(step)
             curves["recall"].append(retrieval(embeddings, self.watched.labels).recall[1])
 
     def outcome(self, pictures, k=(1,)):
         """Return the report's `Run` on some pictures, and the retrieval metrics among them."""
-        embeddings = embed(self.encoder, pictures.images, self.device)
+        embeddings = finite(self.engine.embed(pictures.images))
         found = retrieval(embeddings, pictures.labels, k)
+        neighbours = metrics.neighbours(embeddings, k=min(SHOWN, len(embeddings) - 1))
         memory = self.plan.weight > 0
         run = Run(
             name=f"memory of {self.plan.capacity:,} rows" if memory else "in-batch only",
@@ -156,54 +136,58 @@ class Training:
             r_precision=found.r_precision,
             map_at_r=found.map_at_r,
             seconds=self.seconds,
-            memory_megabytes=sum(buffer.nbytes for buffer in self.xbm.buffers()) / 1e6 if memory else 0.0,
-            neighbours=metrics.neighbours(embeddings, k=min(SHOWN, len(embeddings) - 1)).cpu().numpy(),
+            memory_megabytes=self.engine.memory_bytes / 1e6 if memory else 0.0,
+            neighbours=np.asarray(to_device(neighbours, "cpu")),
         )
         return run, found
 
     def state(self):
-        """Return all that going on needs: tensors by name, and the rest as values that JSON holds.
+        """Return all that going on needs: tensors by name, and the rest as values that JSON holds. PyTorch's alone.
 
         Raises
         ------
         DivergenceError
             If a weight is not finite, so that nobody keeps such a state for a good one.
         """
-        tensors = {f"encoder.{name}": value for name, value in self.encoder.state_dict().items()}
+        tensors, values = self.engine.state()
         for name, value in tensors.items():
-            if not torch.isfinite(value).all():
+            xp = array_namespace(value)
+            if name.startswith("encoder.") and not xp.all(xp.isfinite(value)):
                 raise DivergenceError(f"{name} is not finite after step {self.step}")
-        tensors |= {f"xbm.{name}": value for name, value in self.xbm.state_dict().items()}
-        for i, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{name}": value for name, value in moments.items()}
         tensors |= {f"probe.{step}": rows for step, rows in self.probe.past.items()}
-        values = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "scaler": self.scaler.state_dict(),
-            "curves": self.curves,
-        }
-        return tensors, values
+        return tensors, values | {"step": self.step, "seconds": self.seconds, "curves": self.curves}
 
     def load(self, tensors, values):
         """Take up a state of the same plan and pictures."""
-        self.encoder.load_state_dict(_below("encoder", tensors))
-        self.xbm.load_state_dict(_below("xbm", tensors))
-        moments = {}
-        for name, value in _below("optimizer", tensors).items():
-            i, _, which = name.partition(".")
-            moments.setdefault(int(i), {})[which] = value
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
-        if values["scaler"]:
-            self.scaler.load_state_dict(values["scaler"])
-        self.probe.past = {int(step): rows.to(self.device) for step, rows in _below("probe", tensors).items()}
+        self.engine.load(tensors, values)
+        self.probe.past = {
+            int(name.removeprefix("probe.")): rows.to(self.engine.device)
+            for name, rows in tensors.items()
+            if name.startswith("probe.")
+        }
         self.step, self.seconds = values["step"], values["seconds"]
         probe = {int(apart): readings for apart, readings in values["curves"]["probe"].items()}
         self.curves = values["curves"] | {"probe": probe}
 
 
-def _below(part, tensors):
-    return {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
+class Batches:
+    """The batches of a plan from a step on, each a function of seed and step: whoever asks ahead disturbs nothing."""
+
+    def __init__(self, plan, pictures, start=0):
+        self.plan, self.pictures, self.start = plan, pictures, start
+        self.rates = cosine(plan.learning_rate, plan.steps)
+        self.sampler = PKSampler(pictures.labels, classes=plan.classes, instances=plan.instances, seed=plan.seed)
+
+    def __len__(self):
+        return self.plan.steps - self.start
+
+    def __iter__(self):
+        for step in range(self.start, self.plan.steps):
+            rows = self.sampler.batch(step)
+            images = self.pictures.images[rows]
+            if self.plan.shift:
+                images = shifted(images, self.plan.shift, seed=(self.plan.seed, SHIFT, step))
+            yield engines.Batch(images, self.pictures.labels[rows], rows, self.rates[step])
 
 
 def cosine(rate, steps):

@@ -1,0 +1,249 @@
+"""The callback: the memory's loss for any model that `fit` trains."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import keras
+
+from xbm import checks, losses
+from xbm.integrations.keras import attachment, host, selection
+from xbm.integrations.keras.attachment import Attachment
+from xbm.integrations.keras.graph import eagerly, refuse_replicas
+from xbm.integrations.keras.memory import integer_dtype, row_dtype
+from xbm.integrations.keras.metric import MemoryMetric
+from xbm.integrations.keras.selection import Field, Outputs
+from xbm.losses import LossLike
+from xbm.memory import Rows
+from xbm.mining import Miner
+from xbm.objective import REPORT, Objective
+
+
+class XBMCallback(keras.callbacks.Callback):
+    """Adds the in-batch and the memory loss to whatever a model is compiled with, while `fit` trains it.
+
+    L = compile's loss + (1/B) sum_i (L_i^batch + weight L_i^memory). `History` and the progress bar get `memory_loss`,
+    `memory_pairs`, `memory_fill` and, with `ids=`, `memory_drift`. Validation compares with the memory as it is and
+    stores nothing. After `fit` the model is as it was, with the memory as its attribute `xbm_memory`, which
+    `save_weights` saves; another `fit` with this callback goes on with it.
+
+    Parameters
+    ----------
+    capacity : int
+        M, the most rows the memory holds; about M x (4 D + 24) bytes in float32.
+    loss : str, PairLoss or callable
+        The pair loss: by name ("contrastive", "multi-similarity", "batch-hard-triplet", "supcon"), as an object, or as
+        a function `(S, positive, negative) -> (B,)`.
+    miner : str or Miner, optional
+        Choice of the pairs that count: by name ("multi-similarity") or as an object.
+    weight : float
+        Weight of the memory term, at least 0.
+    warmup : int
+        Training steps before the memory term counts. Rows are stored meanwhile.
+    reduction : {"mean", "sum"}, optional
+        Of a loss given by name: mean (default) over each anchor's positives and its active negatives, or sum.
+    in_batch : bool
+        Whether the in-batch term counts. False where compile's loss is the in-batch loss already.
+    normalize : bool
+        Compare and store x / max(|x|, 1e-6), so similarities are cosines in [-1, 1]; else x itself.
+    dtype : str
+        What rows are stored in: "float32", "bfloat16", "float16" or "float64".
+    copies : {"exclude", "keep"}
+        With `ids=`, whether older rows of an anchor's own sample are left out of its pairs.
+    on_nonfinite : {"skip", "raise"}
+        Leave rows with NaN or infinity out of the memory and count them, or raise (with `run_eagerly=True`).
+    embeddings : str or callable, optional
+        Which output is the embedding: the name of an output or of a layer, or a function of y_pred; the only output
+        if left out.
+    labels, ids : str or callable, optional
+        Where the classes and the samples are: a key of y or x, or a function `(x, y) -> (B,)`; labels are y, and there
+        are no ids, if left out.
+    dim : int, optional
+        D, the embeddings' size; needed only for a model on JAX that does not tell before it runs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option is out of range, saying what is accepted.
+
+    Examples
+    --------
+    >>> import keras, numpy as np
+    >>> from xbm.integrations.keras import XBMCallback
+    >>> model = keras.Sequential([keras.Input((20,)), keras.layers.Dense(8)])
+    >>> model.compile("adam")
+    >>> x, y = np.random.rand(64, 20), np.arange(64) % 5
+    >>> history = model.fit(x, y, batch_size=16, verbose=0, callbacks=[XBMCallback(capacity=256, warmup=2)])
+    >>> history.history["memory_fill"]
+    [0.25]
+
+    References
+    ----------
+    Wang, Zhang, Huang, Scott, "Cross-Batch Memory for Embedding Learning", CVPR 2020, arXiv 1912.06798.
+    """
+
+    def __init__(
+        self,
+        capacity: int = 8192,
+        loss: LossLike = "contrastive",
+        *,
+        miner: Miner | str | None = None,
+        weight: float = 1.0,
+        warmup: int = 1000,
+        reduction: Literal["mean", "sum"] | None = None,
+        in_batch: bool = True,
+        normalize: bool = True,
+        dtype: str = "float32",
+        copies: Literal["exclude", "keep"] = "exclude",
+        on_nonfinite: Literal["skip", "raise"] = "skip",
+        embeddings: str | Callable[[Any], Any] | None = None,
+        labels: Field = None,
+        ids: Field = None,
+        dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        checks.whole_number("capacity", capacity, at_least=1)
+        if dim is not None:
+            checks.whole_number("dim", dim, at_least=1)
+        self.objective = Objective(
+            loss=losses.get(loss, reduction),
+            miner=miner,
+            weight=weight,
+            warmup=warmup,
+            in_batch=in_batch,
+            normalize=normalize,
+            copies=copies,
+            on_nonfinite=on_nonfinite,
+        )
+        self.capacity, self.dtype, self.dim = capacity, row_dtype(dtype), dim
+        self.embeddings, self.labels, self.ids = embeddings, labels, ids
+        self.memory: MemoryMetric | None = None
+        self._outputs: Outputs | None = None
+        self._attachment: Attachment | None = None
+        self._of: keras.Model | None = None  # the model that the memory is of
+        self._fitting = False
+
+    def attach(self, model: keras.Model) -> MemoryMetric:
+        """Put the memory on a model, so that its `load_weights` fills it before `fit`; `fit` does it by itself.
+
+        Returns
+        -------
+        MemoryMetric
+            With `rows()` and `clear()`; also the model's attribute `xbm_memory`.
+        """
+        refuse_replicas(getattr(model, "distribute_strategy", None))
+        if self._of is not model:
+            self.memory = MemoryMetric(self.capacity, self.dtype, with_drift=self.ids is not None)
+            self._of, self._outputs = model, Outputs(model, self.embeddings)
+        attachment.place(model, self.memory)
+        self._begin()
+        return self.memory
+
+    @property
+    def report(self) -> Mapping[str, float]:
+        """The last training step's figures, {name: float}, as in `xbm.REPORT`; empty before there was one."""
+        if not self._readable():
+            return {}
+        return dict(zip(REPORT, keras.ops.convert_to_numpy(self.memory.figures.value).tolist(), strict=True))
+
+    def rows(self) -> Rows:
+        """Return the filled rows, oldest first: `embeddings` (n, D), `labels`, `ids`, `stored_at` (n,), of NumPy."""
+        if not self._readable():
+            raise RuntimeError("there are no rows before fit")
+        return self.memory.rows()
+
+    def set_model(self, model: keras.Model) -> None:
+        """Add the memory's loss to a model that is about to run."""
+        super().set_model(model)
+        self._detach()
+        self._fitting = False
+        memory = self.attach(model)
+        memory.attachment = self._attachment = Attachment(model, self._term)
+        self._outputs.watch()
+        self._attachment.on()
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """See that this callback is the only one, and on JAX look at the data while they are on the host."""
+        if getattr(self.model, attachment.MEMORY, None) is not self.memory:
+            self._detach()
+            raise RuntimeError("fit was given two XBMCallbacks: a model has one memory")
+        self._fitting = True
+        if keras.backend.backend() == "jax":
+            if not self.memory.begun:
+                raise ValueError(
+                    f"{type(self.model).__name__} does not tell the size of its embeddings before it runs: give dim="
+                )
+            function = host.remembering(self.model.train_function, self.model, self.memory)
+            self.model.train_function = self._looked_at(function)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """On JAX, look at the data while they are on the host."""
+        if keras.backend.backend() == "jax" and not hasattr(self.model.test_function, "of_xbm"):
+            self.model.test_function = self._looked_at(self.model.test_function)
+            self.model.test_function.of_xbm = True
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Leave the model as it was."""
+        self._fitting = False
+        self._detach()
+
+    def on_test_end(self, logs: Any = None) -> None:
+        """Leave a model that was only evaluated as it was."""
+        if not self._fitting:
+            self._detach()
+
+    on_predict_end = on_test_end
+
+    def _readable(self) -> bool:
+        """Tell whether there is a memory; on JAX its variables are brought up to date by asking for `model`."""
+        return self.model is not None and self.memory is not None and self.memory.begun
+
+    def _detach(self) -> None:
+        if self._attachment is not None:
+            self._attachment.off()
+            self._outputs.unwatch()
+            if self.memory.attachment is self._attachment:
+                self.memory.attachment = None
+            self._attachment = None
+
+    def _begin(self, dim: int | None = None) -> None:
+        """Make the memory's variables, if they are not there and their size is known."""
+        if not self.memory.begun:
+            dim = dim or self.dim or self._outputs.dim()
+            if dim is not None:
+                with eagerly():
+                    self.memory.begin(dim)
+
+    def _read(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """Return a batch's labels and ids."""
+        names = getattr(self._of, "output_names", None) or []  # not `self.model`: on JAX that is a look between steps
+        labels = selection.integers("labels", self.labels, x, y, names)
+        return labels, None if self.ids is None else selection.integers("ids", self.ids, x, y, names)
+
+    def _term(self, x: Any, y: Any, y_pred: Any, *, training: bool) -> Any:
+        """Return the loss of a batch, and keep what a training step makes of the memory."""
+        embeddings = self._outputs.of(y_pred)
+        labels, ids = self._read(x, y)
+        labels = keras.ops.convert_to_tensor(labels)
+        ids = None if ids is None else keras.ops.convert_to_tensor(ids)
+        self._begin(embeddings.shape[-1])
+        before = self.memory.state()
+        if training:
+            result = self.objective.step(before, embeddings, labels, ids=ids)
+            self.memory.keep(before, result.state)
+        else:
+            # With the gradient, which is small beside the model's forward pass, come the pairs in use.
+            result = self.objective.evaluate(before, embeddings, labels, ids=ids, gradient=True)
+        self.memory.record(result.report, keras.ops.shape(embeddings)[0], training=training)
+        return result.loss
+
+    def _looked_at(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return JAX's train or test function, refusing integers that are too large before they are cut off."""
+        if integer_dtype() == "int64":
+            return function
+
+        def check(batch: Any) -> None:
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            for name, integers in zip(("labels", "ids"), self._read(x, y), strict=True):
+                host.refuse_large(name, integers)
+
+        return host.checked(function, check)

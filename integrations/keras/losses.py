@@ -1,0 +1,107 @@
+"""Pair losses for `compile`: the core's formulas within the batch, without state."""
+
+import dataclasses
+from typing import Any, Literal
+
+import keras
+
+from xbm import backends, losses, memory, mining
+from xbm.losses import LossLike, RowLoss
+from xbm.mining import Miner
+from xbm.objective import Objective
+
+
+@keras.saving.register_keras_serializable(package="xbm")
+class InBatchLoss(keras.losses.Loss):
+    """A pair loss over the pairs of the batch, for `compile(loss=InBatchLoss())`: classes y_true, embeddings y_pred.
+
+    (1/B) sum_i L_i. With an `XBMCallback(in_batch=False)` beside it, the memory's loss is added. Labels stay the
+    integers they are; a loss of Keras' own would make floats of them, and one class of 2^24 and 2^24 + 1.
+
+    Parameters
+    ----------
+    loss : str, PairLoss or callable
+        The pair loss: by name ("contrastive", "multi-similarity", "batch-hard-triplet", "supcon"), as an object, or as
+        a function `(S, positive, negative) -> (B,)`.
+    miner : str or Miner, optional
+        Choice of the pairs that count: by name ("multi-similarity") or as an object.
+    reduction : {"mean", "sum"}, optional
+        Of a loss given by name, over each anchor's pairs. Anchors are always averaged.
+    normalize : bool
+        Compare x / max(|x|, 1e-6), so similarities are cosines in [-1, 1]; else x itself.
+    name : str, optional
+        Of the loss.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option is out of range, saying what is accepted.
+
+    Examples
+    --------
+    >>> import keras
+    >>> from xbm.integrations.keras import InBatchLoss
+    >>> loss = InBatchLoss("contrastive")
+    >>> round(float(loss([0, 0, 1], [[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])), 3)
+    0.467
+    """
+
+    def __init__(
+        self,
+        loss: LossLike = "contrastive",
+        *,
+        miner: Miner | str | None = None,
+        reduction: Literal["mean", "sum"] | None = None,
+        normalize: bool = True,
+        name: str = "in_batch_loss",
+    ) -> None:
+        super().__init__(name=name)
+        self.options = {"loss": loss, "miner": miner, "reduction": reduction, "normalize": normalize}
+        # Of an empty memory nothing is asked.
+        self.objective = Objective(loss=losses.get(loss, reduction), miner=miner, weight=0, normalize=normalize)
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Return the loss, a scalar, of labels (B,) and embeddings (B, D)."""
+        if sample_weight is not None:
+            raise ValueError(
+                f"{type(self).__name__} compares pairs and takes no sample_weight or class_weight: leave it out, or "
+                f"give it to the other outputs alone"
+            )
+        embeddings, labels = keras.ops.convert_to_tensor(y_pred), keras.ops.convert_to_tensor(y_true)
+        if len(labels.shape) == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
+        xp, _ = backends.of(embeddings)
+        nothing = memory.init(capacity=1, dim=embeddings.shape[-1], device=backends.device_of(embeddings), xp=xp)
+        return self.objective.evaluate(nothing, embeddings, labels, gradient=True).loss
+
+    call = __call__
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the options, for `model.save`."""
+        plain = {"loss": serialized(self.options["loss"]), "miner": serialized(self.options["miner"])}
+        return self.options | plain | {"name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "InBatchLoss":
+        """Return a loss from what `get_config` gave."""
+        made = {name: deserialized(config[name]) for name in ("loss", "miner")}
+        return cls(**(config | made))
+
+
+def serialized(choice: RowLoss | Miner | str | None) -> Any:
+    """Return a name as it is, or a loss or miner of `xbm` as its class's name and options."""
+    if choice is None or isinstance(choice, str):
+        return choice
+    if type(choice).__name__ not in _known():
+        raise TypeError(
+            f"{choice!r} cannot be saved with the model: compile again after loading, and load with compile=False"
+        )
+    return {"class": type(choice).__name__, "options": dataclasses.asdict(choice)}
+
+
+def deserialized(saved: Any) -> Any:
+    return _known()[saved["class"]](**saved["options"]) if isinstance(saved, dict) else saved
+
+
+def _known() -> dict[str, type]:
+    return {kind.__name__: kind for kind in (*losses.LOSSES.values(), *mining.MINERS.values())}

@@ -1,0 +1,56 @@
+"""The memory as a metric: the one place of an ordinary model where state survives a step on every backend."""
+
+from typing import Any
+
+import keras
+
+from xbm import backends
+from xbm.integrations.keras.memory import Memory
+from xbm.objective import REPORT
+
+AVERAGED = ("memory_loss", "memory_pairs", "memory_drift")
+_PLACES = [REPORT.index("memory_loss"), REPORT.index("pairs"), REPORT.index("drift")]
+
+
+class MemoryMetric(Memory, keras.metrics.Metric):
+    """The memory of one model, and the running averages that `fit` shows of it.
+
+    A metric's variables go through a compiled step of every backend, are no weights, and are never an optimizer's.
+    """
+
+    def __init__(self, capacity: int, dtype: str, *, with_drift: bool) -> None:
+        keras.metrics.Metric.__init__(self, name="xbm_memory", dtype="float32")
+        self.capacity, self.row_dtype, self.with_drift = capacity, dtype, with_drift
+        self.attachment: Any = None  # what currently uses this memory in the model's steps
+
+        def variable(name: str, size: int, initial: str) -> keras.Variable:
+            return keras.Variable(initial, shape=(size,), dtype="float32", trainable=False, autocast=False, name=name)
+
+        self.figures = variable("figures", len(REPORT), "zeros")  # the last training call's
+        self.sums, self.weights = (variable(name, len(AVERAGED), "zeros") for name in ("sums", "weights"))
+
+    def record(self, report: Any, size: Any, *, training: bool) -> None:
+        """Average the figures of a call with a batch of some size; remember those of a training call."""
+        if training:
+            self.figures.assign(report)
+        xp, _ = backends.of(report)
+        figures = xp.stack([report[place] for place in _PLACES])
+        # Only a drift may be missing: a NaN of the loss is to be seen.
+        size = keras.ops.cast(size, "float32")
+        weights = xp.stack([size, size, xp.where(keras.ops.isnan(figures[-1]), xp.zeros_like(size), size)])
+        seen = xp.where(weights > 0, figures * weights, xp.zeros_like(weights))
+        self.sums.assign(self.sums.value + seen)
+        self.weights.assign(self.weights.value + weights)
+
+    def result(self) -> dict[str, Any]:
+        """Return the averages since the last reset, and the memory's fill; nothing of a memory that is not in use."""
+        if self.attachment is None or not self.begun:
+            return {}
+        averages = self.sums.value / self.weights.value
+        found = {name: averages[i] for i, name in enumerate(AVERAGED) if name != "memory_drift" or self.with_drift}
+        return found | {"memory_fill": keras.ops.cast(self.count.value, "float32") / self.capacity}
+
+    def reset_state(self) -> None:
+        """Begin the averages anew; the memory stays as it is."""
+        for variable in (self.sums, self.weights):
+            variable.assign(keras.ops.zeros_like(variable.value))

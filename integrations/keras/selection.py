@@ -1,0 +1,122 @@
+"""Which of a model's outputs and data are embeddings, labels and ids."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import keras
+
+Field: TypeAlias = str | Callable[[Any, Any], Any] | None
+"""A key of y or x, an output's name, a function `(x, y) -> (B,)`, or nothing."""
+
+
+class Outputs:
+    """Finds the embeddings (B, D): the only output, an output or a layer by name, or what a function of y_pred says."""
+
+    def __init__(self, model: keras.Model, name: str | Callable[[Any], Any] | None) -> None:
+        self.model, self.name = model, name
+        self.layer, self.seen = None, []
+        if isinstance(name, str):
+            self.layer = next((layer for layer in model.layers if layer.name == name), None)
+
+    def watch(self) -> None:
+        """Have the named layer's outputs noted."""
+        if self.layer is None:
+            return
+        call = self.layer.call
+
+        def noted(*arguments: Any, **keywords: Any) -> Any:
+            output = call(*arguments, **keywords)
+            self.seen[:] = [output]
+            return output
+
+        self.layer.call = noted
+
+    def unwatch(self) -> None:
+        """Undo `watch`."""
+        self.seen.clear()
+        if self.layer is not None and "call" in vars(self.layer):
+            del self.layer.call
+
+    def of(self, y_pred: Any) -> Any:
+        """Return the embeddings of a forward pass whose output is y_pred."""
+        if callable(self.name):
+            return self.name(y_pred)
+        if self.name is None:
+            outputs = keras.tree.flatten(y_pred)
+            if len(outputs) != 1:
+                raise ValueError(
+                    f"embeddings= must name one of the model's {len(outputs)} outputs ({self._known(y_pred)}) or layers"
+                )
+            return outputs[0]
+        if isinstance(y_pred, dict) and self.name in y_pred:
+            return y_pred[self.name]
+        names = getattr(self.model, "output_names", None) or []
+        if isinstance(y_pred, (list, tuple)) and len(names) == len(y_pred) and self.name in names:
+            return y_pred[names.index(self.name)]
+        if self.layer is None:
+            raise ValueError(
+                f"embeddings={self.name!r} is no output ({self._known(y_pred)}) and no layer "
+                f"({', '.join(layer.name for layer in self.model.layers)}) of the model"
+            )
+        if not self.seen:
+            raise RuntimeError(f"embeddings={self.name!r}: this layer was not called in the model's forward pass")
+        return self.seen.pop()
+
+    def dim(self) -> int | None:
+        """Return D where the model tells before it runs, else None."""
+        model = self.model
+        if self.layer is not None and getattr(self.layer, "_inbound_nodes", None):
+            return self.layer.output.shape[-1]
+        try:
+            if isinstance(model, keras.Sequential):
+                y_pred = model.outputs
+            else:
+                y_pred = model.output if hasattr(model, "outputs") else _outputs_by_shape(model)
+        except AttributeError:  # a Sequential model that is not built
+            return None
+        return None if y_pred is None else self.of(y_pred).shape[-1]
+
+    def _known(self, y_pred: Any) -> str:
+        names = list(y_pred) if isinstance(y_pred, dict) else getattr(self.model, "output_names", None)
+        return ", ".join(map(str, names or ["unnamed"]))
+
+
+def _outputs_by_shape(model: keras.Model) -> Any:
+    """Return what a built subclassed model makes of inputs of the shape it was built with, symbolically."""
+    config = model.get_build_config() if model.built else None
+    shapes = (config or {}).get("input_shape") or (config or {}).get("shapes_dict")
+    if not shapes:
+        return None
+    keywords = {} if "input_shape" in config else {name.removesuffix("_shape"): shapes[name] for name in shapes}
+    try:
+        if keywords:
+            return model.compute_output_spec(**{name: keras.KerasTensor(shape) for name, shape in keywords.items()})
+        return model.compute_output_spec(keras.tree.map_shape_structure(keras.KerasTensor, shapes))
+    except Exception:  # whatever the model's own code makes of symbols: the first batch will tell
+        return None
+
+
+def integers(name: str, field: Field, x: Any, y: Any, output_names: list[str]) -> Any:
+    """Return the labels or ids (B,) of a batch."""
+    if callable(field):
+        found = field(x, y)
+    elif field is None:
+        leaves = keras.tree.flatten(y)
+        if len(leaves) != 1:
+            raise ValueError(f"{name}= must say which of the {len(leaves)} parts of y ({_keys(y)}) are the {name}")
+        found = leaves[0]
+    elif isinstance(y, dict) and field in y:
+        found = y[field]
+    elif isinstance(x, dict) and field in x:
+        found = x[field]
+    elif isinstance(y, (list, tuple)) and len(y) == len(output_names) and field in output_names:
+        found = y[output_names.index(field)]
+    else:
+        raise ValueError(f"{name}={field!r} is no key of y ({_keys(y)}) or x ({_keys(x)}), and no output with a y")
+    if found is None:
+        raise ValueError(f"{name} must be integers (B,), but fit was given none: give it a y, or name a part of x")
+    return found[:, 0] if len(found.shape) == 2 and found.shape[1] == 1 else found
+
+
+def _keys(structure: Any) -> str:
+    return ", ".join(map(str, structure)) if isinstance(structure, dict) else type(structure).__name__

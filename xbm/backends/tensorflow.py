@@ -1,0 +1,132 @@
+"""Operations for TensorFlow: scatters into variables, walks in a loop of the graph, differentiates by tapes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from xbm.backends.standard import few, full_precision, integer_dtype, is_positive, known, unrolls
+from xbm.backends.standard import fold as fold_unrolled
+
+__all__ = [
+    "attach_gradient",
+    "few",
+    "fold",
+    "full_precision",
+    "integer_dtype",
+    "is_compiling",
+    "is_positive",
+    "known",
+    "length",
+    "on_host",
+    "running_count",
+    "stop_gradient",
+    "top_k",
+    "unrolls",
+    "value_and_gradient",
+    "write_rows",
+]
+
+
+def write_rows(array: tf.Tensor | tf.Variable, slots: tf.Tensor, rows: tf.Tensor) -> tf.Tensor | tf.Variable:
+    """Write rows (K, ...) into slots (K,) of a ring (M, ...), K <= M; return the ring.
+
+    In place where the ring is a variable; a tensor cannot be written into, so another is returned, a full copy.
+    """
+    if isinstance(array, tf.Variable):
+        array.scatter_update(tf.IndexedSlices(rows, slots))
+        return array
+    return tf.tensor_scatter_nd_update(array, slots[:, None], rows)
+
+
+def stop_gradient(x: tf.Tensor) -> tf.Tensor:
+    """Return x as a constant for tapes."""
+    return tf.stop_gradient(x)
+
+
+def fold(
+    visit: Callable[..., Any], columns: Sequence[tf.Tensor | tf.Variable], size: int, *, limit: int | None = None
+) -> Any:
+    """Fold `carry = visit(carry, start, *blocks)` over blocks of `size` rows of arrays of equal length.
+
+    In a graph, the blocks between the first and a shorter last one are one loop.
+    """
+    columns = [tf.convert_to_tensor(column) for column in columns]  # a variable is read once
+    rows = columns[0].shape[0]
+    whole = rows // size
+    if whole < 3 or tf.executing_eagerly():
+        return fold_unrolled(visit, columns, size, limit=limit)
+
+    def step(i: tf.Tensor, carry: Any) -> tuple[tf.Tensor, Any]:
+        start = i * size
+        blocks = [tf.slice(column, [start, *[0] * (column.ndim - 1)], [size, *column.shape[1:]]) for column in columns]
+        return i + 1, visit(carry, start, *blocks)
+
+    carry = visit(None, 0, *(column[:size] for column in columns))
+    first = tf.constant(1, tf.int64)
+    _, carry = tf.while_loop(lambda i, _: i < whole, step, (first, carry), maximum_iterations=whole - 1)
+    rest = whole * size
+    return carry if rest == rows else visit(carry, rest, *(column[rest:] for column in columns))
+
+
+def top_k(x: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the k largest of each row of x (B, n) as (values, indices), both (B, k), k <= n.
+
+    In falling order; of equal values the lowest index comes first.
+    """
+    values, indices = tf.math.top_k(x, k)
+    return values, tf.cast(indices, tf.int64)
+
+
+def running_count(mask: tf.Tensor) -> tf.Tensor:
+    """Return (n,) int64: how many of the first i + 1 entries of a mask (n,) are True."""
+    return tf.cumsum(tf.cast(mask, tf.int64))
+
+
+def value_and_gradient(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return `(function(x) (B,), d sum(function(x)) / dx)` by a tape of its own.
+
+    The value stays a function of whatever learned parameters the function has.
+    """
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        leaf = tf.stop_gradient(x)
+        tape.watch(leaf)
+        value = function(leaf)
+    gradient = tape.gradient(value, leaf, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return value, tf.stop_gradient(gradient)
+
+
+def is_compiling(x: tf.Tensor) -> bool:
+    """Tell whether a graph is being traced, so that no value may be read."""
+    return not tf.executing_eagerly()
+
+
+def on_host(x: tf.Tensor) -> bool:
+    """Tell whether tensors lie where the processor's cache is what makes a block too large."""
+    return not tf.config.list_logical_devices("GPU")
+
+
+def length(x: tf.Tensor, axis: int = 0, *, most: int | None = None) -> Any:
+    """Return the length of an axis, or `most` if that is less: an int if known when traced, else a scalar tensor."""
+    size = x.shape[axis]
+    if size is not None:
+        return size if most is None else min(size, most)
+    size = tf.shape(x, tf.int64)[axis]
+    return size if most is None else tf.minimum(size, most)
+
+
+def attach_gradient(value: tf.Tensor, *pairs: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+    """Return the scalar `value` with a gradient known in closed form for each `(x, gradient)` in `pairs`.
+
+    They are scaled in their own dtype before they are cast to x's. A dependence of `value` on learned parameters stays.
+    """
+    xs, gradients = zip(*pairs, strict=True)
+
+    @tf.custom_gradient
+    def closed_form(value: tf.Tensor, *xs: tf.Tensor) -> Any:
+        def backward(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            return upstream, *(tf.cast(upstream * g, x.dtype) for g, x in zip(gradients, xs, strict=True))
+
+        return tf.identity(value), backward
+
+    return closed_form(value, *xs)

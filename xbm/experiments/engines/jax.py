@@ -1,0 +1,110 @@
+"""JAX: a flax.nnx network, optax's Adam, and one compiled train step that the memory passes through."""
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import xbm
+from xbm import losses
+from xbm.experiments.engines import Stepwise, cpu
+from xbm.experiments.plan import CONV
+from xbm.experiments.retrieval import blocks
+from xbm.objective import REPORT
+
+UNIFORM = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # within 1 / sqrt(fan in), as PyTorch's
+
+
+def one_thread():
+    """Use one thread of the CPU."""
+    cpu.one_thread("jax")
+
+
+def versions():
+    """Return {package: version}."""
+    return {"jax": jax.__version__, "flax": flax.__version__}
+
+
+class Engine(Stepwise):
+    """The plan's network, optimiser and memory; see the package."""
+
+    def __init__(self, plan, shape):
+        network = conv_net(plan.dim, shape, rngs=nnx.Rngs(plan.seed))
+        self.definition, weights, statistics = nnx.split(network, nnx.Param, nnx.BatchStat)
+        memory = xbm.init(capacity=plan.capacity if plan.weight else 1, dim=plan.dim, xp=jnp)
+        self.objective = xbm.Objective(
+            loss=losses.get(plan.loss, plan.reduction), miner=plan.miner, weight=plan.weight, warmup=plan.warmup
+        )
+        self.adam = optax.scale_by_adam()
+        self.carry = weights, statistics, self.adam.init(weights), memory
+        self.memory_bytes = sum(array.nbytes for array in memory)
+        self.report = None
+        self._step = jax.jit(self._stepped, donate_argnums=0)
+        self._embed = jax.jit(self._embedded)
+
+    def step(self, images, labels, ids, rate):
+        """Take one step at a learning rate; return the loss of before it."""
+        labels, ids = (one.astype(np.int32) for one in (labels, ids))
+        self.carry, loss, self.report = self._step(self.carry, images, labels, ids, np.float32(rate))
+        return float(loss)
+
+    def _stepped(self, carry, images, labels, ids, rate):
+        weights, statistics, moments, memory = carry
+
+        def loss_of(weights):
+            network = nnx.merge(self.definition, weights, statistics, copy=True)
+            result = self.objective.step(memory, network(as_input(images)), labels, ids=ids)
+            return result.loss, (nnx.state(network, nnx.BatchStat), result.state, result.report)
+
+        (loss, (statistics, memory, report)), gradient = jax.value_and_grad(loss_of, has_aux=True)(weights)
+        updates, moments = self.adam.update(gradient, moments)
+        weights = jax.tree.map(lambda weight, update: weight - rate * update, weights, updates)
+        return (weights, statistics, moments, memory), loss, report
+
+    def embed(self, images):
+        """Return the embeddings (n, D) of pictures (n, C, H, W) uint8, on the host."""
+        weights, statistics, *_ = self.carry
+        return np.concatenate([self._embed(weights, statistics, block) for block in blocks(images)])
+
+    def _embedded(self, weights, statistics, images):
+        network = nnx.merge(self.definition, weights, statistics, copy=True)
+        network.eval()
+        return network(as_input(images))
+
+    def figures(self):
+        """Return the figures of the last step, name to float."""
+        return dict(zip(REPORT, self.report.tolist(), strict=True))
+
+
+def as_input(images):
+    """Return pictures (n, C, H, W) uint8 as the network takes them: (n, H, W, C) float32 in [0, 1]."""
+    return jnp.moveaxis(images, 1, -1).astype(jnp.float32) / 255
+
+
+def conv_net(dim, shape, *, rngs):
+    """Return the encoder that `networks.conv_net` is, for pictures of one shape (channels, height, width)."""
+    channels, *sides = shape
+    layers = []
+    for width, stride in CONV:
+        layers += [
+            nnx.Conv(
+                channels, width, (3, 3), strides=stride, padding=1, use_bias=False, kernel_init=UNIFORM, rngs=rngs
+            ),
+            nnx.BatchNorm(width, momentum=0.9, use_fast_variance=False, rngs=rngs),
+            nnx.relu,
+        ]
+        channels, sides = width, [-(-side // stride) for side in sides]
+    inputs = channels * sides[0] * sides[1]
+
+    def bias_init(key, shape, dtype):
+        return jax.random.uniform(key, shape, dtype, -(inputs**-0.5), inputs**-0.5)
+
+    linear = nnx.Linear(inputs, dim, kernel_init=UNIFORM, bias_init=bias_init, rngs=rngs)
+    return nnx.Sequential(*layers, flat, linear)
+
+
+def flat(x):
+    """Return x (n, ...) as (n, D)."""
+    return x.reshape(len(x), -1)

@@ -1,0 +1,104 @@
+"""Keras, on whichever backend it has: `model.fit` with the memory's callback, over the same batches."""
+
+from importlib import import_module
+
+import keras
+import numpy as np
+from keras import layers
+
+from xbm.experiments.engines import cpu
+from xbm.experiments.plan import CONV
+from xbm.experiments.retrieval import blocks
+from xbm.integrations.keras import XBMCallback
+
+
+def one_thread():
+    """Use one thread of the CPU."""
+    cpu.one_thread(keras.backend.backend())
+
+
+def versions():
+    """Return {package: version}, of Keras and its backend."""
+    backend = keras.backend.backend()
+    return {"keras": keras.__version__, f"on {backend}": import_module(backend).__version__}
+
+
+class Engine:
+    """The plan's network, optimiser and memory; see the package."""
+
+    def __init__(self, plan, shape):
+        self.model = conv_net(plan.dim, shape, seed=plan.seed)
+        self.rates = keras.optimizers.schedules.CosineDecay(plan.learning_rate, plan.steps)  # those of the batches
+        self.model.compile(keras.optimizers.Adam(self.rates, epsilon=1e-8))
+        self.callback = XBMCallback(
+            capacity=plan.capacity if plan.weight else 1,
+            loss=plan.loss,
+            miner=plan.miner,
+            reduction=plan.reduction,
+            weight=plan.weight,
+            warmup=plan.warmup,
+            labels="labels",
+            ids="ids",
+        )
+
+    @property
+    def memory_bytes(self):
+        """Bytes that the memory takes."""
+        return sum(int(np.prod(one.shape)) * np.dtype(one.dtype).itemsize for one in self.callback.memory.variables)
+
+    def fit(self, batches, after):
+        """Train on one batch after another; end where `after(loss)` is true."""
+
+        def took():
+            now = self.callback.report
+            return after(now["batch_loss"] + now["memory_loss"])
+
+        given = ((as_input(one.images), {"labels": one.labels, "ids": one.ids}) for one in batches)
+        options = {"steps_per_epoch": len(batches), "shuffle": False, "verbose": 0}
+        self.model.fit(given, callbacks=[self.callback, After(took)], **options)
+
+    def embed(self, images):
+        """Return the embeddings (n, D) of pictures (n, C, H, W) uint8, on the host."""
+        return np.concatenate([self.model.predict_on_batch(as_input(block)) for block in blocks(images)])
+
+    def figures(self):
+        """Return the figures of the last step, name to float."""
+        return dict(self.callback.report)
+
+
+class After(keras.callbacks.Callback):
+    """Calls a function after every batch, and stops the training where it returns true."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.function():
+            self.model.stop_training = True
+
+
+def as_input(images):
+    """Return pictures (n, C, H, W) uint8 as the network takes them: (n, H, W, C) float32 in [0, 1]."""
+    return np.moveaxis(images, 1, -1).astype(np.float32) / 255
+
+
+def conv_net(dim, shape, *, seed):
+    """Return the encoder that `networks.conv_net` is, for pictures of one shape (channels, height, width).
+
+    Its initial weights are drawn as PyTorch draws them, uniformly within 1 / sqrt(fan in).
+    """
+    seeds = keras.random.SeedGenerator(seed)
+    channels, *sides = shape
+    model = keras.Sequential([keras.Input((*sides, channels))])
+    for width, stride in CONV:
+        uniform = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform", seed=seeds)
+        model.add(layers.ZeroPadding2D(1))
+        model.add(layers.Conv2D(width, 3, strides=stride, use_bias=False, kernel_initializer=uniform))
+        model.add(layers.BatchNormalization(momentum=0.9, epsilon=1e-5))
+        model.add(layers.ReLU())
+    model.add(layers.Flatten())
+    bound = model.output_shape[-1] ** -0.5
+    uniform = keras.initializers.RandomUniform(-bound, bound, seed=seeds)
+    model.add(layers.Dense(dim, kernel_initializer=uniform, bias_initializer=uniform))
+    return model

@@ -1,0 +1,119 @@
+"""PyTorch: the encoder under autocast, Adam, and a state that can be kept and taken up again."""
+
+import torch
+
+from xbm.experiments.engines import Stepwise, cpu
+from xbm.experiments.networks import BUILDERS
+from xbm.experiments.retrieval import blocks
+from xbm.integrations.torch import XBM
+
+
+def one_thread():
+    """Use one thread of the CPU."""
+    cpu.one_thread("torch")
+
+
+def versions():
+    """Return {package: version}."""
+    return {"torch": torch.__version__}
+
+
+class Engine(Stepwise):
+    """The plan's network, optimiser and memory; see the package.
+
+    The initial weights are a function of the seed alone, and the user's random numbers are left as they are.
+    """
+
+    def __init__(self, plan, shape):
+        self.device = torch.device(plan.device)
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(plan.seed)
+            encoder = BUILDERS[plan.network](plan.dim, shape)
+        self.encoder = encoder.to(self.device)
+        memory = {"capacity": plan.capacity, "warmup": plan.warmup} if plan.weight else {"capacity": 1}
+        self.xbm = XBM(
+            plan.dim,
+            loss=plan.loss,
+            miner=plan.miner,
+            reduction=plan.reduction,
+            weight=plan.weight,
+            device=self.device,
+            **memory,
+        )
+        self.optimizer = torch.optim.Adam([*self.encoder.parameters(), *self.xbm.parameters()], lr=plan.learning_rate)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=plan.precision == "float16")
+        self.autocast = torch.autocast(
+            self.device.type, getattr(torch, plan.precision), enabled=plan.precision != "float32"
+        )
+
+    @property
+    def memory_bytes(self):
+        """Bytes that the memory takes."""
+        return sum(buffer.nbytes for buffer in self.xbm.buffers())
+
+    def step(self, images, labels, ids, rate):
+        """Take one step at a learning rate; return the loss of before it."""
+        labels, ids = (torch.from_numpy(one).to(self.device) for one in (labels, ids))
+        with self.autocast:
+            embeddings = self.encoder(as_input(images, self.device))
+        loss = self.xbm(embeddings, labels, ids=ids)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.item()
+
+    def embed(self, images):
+        """Return the embeddings (n, D) of pictures (n, C, H, W) uint8."""
+        return embed(self.encoder, images, self.device)
+
+    def figures(self):
+        """Return the figures of the last step, name to float."""
+        return dict(self.xbm.report)
+
+    def state(self):
+        """Return all that going on needs: tensors by name, and the rest as values that JSON holds."""
+        tensors = {f"encoder.{name}": value for name, value in self.encoder.state_dict().items()}
+        tensors |= {f"xbm.{name}": value for name, value in self.xbm.state_dict().items()}
+        for i, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{name}": value for name, value in moments.items()}
+        return tensors, {"scaler": self.scaler.state_dict()}
+
+    def load(self, tensors, values):
+        """Take up a state of the same plan."""
+        self.encoder.load_state_dict(below("encoder", tensors))
+        self.xbm.load_state_dict(below("xbm", tensors))
+        moments = {}
+        for name, value in below("optimizer", tensors).items():
+            i, _, which = name.partition(".")
+            moments.setdefault(int(i), {})[which] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        if values["scaler"]:
+            self.scaler.load_state_dict(values["scaler"])
+
+
+def as_input(images, device):
+    """Return pictures (n, C, H, W) uint8 as networks take them: float32 in [0, 1], on a device."""
+    # Strides as of a new array: NumPy's are others where there is one channel, and the convolution's last bits follow.
+    return torch.from_numpy(images).to(device, torch.float32, memory_format=torch.contiguous_format) / 255
+
+
+def embed(encoder, images, device):
+    """Return the embeddings (n, D) of pictures (n, C, H, W) uint8, in float32 and in evaluation mode.
+
+    The encoder is left in the mode it was in.
+    """
+    training = encoder.training
+    encoder.eval()
+    try:
+        with torch.no_grad():
+            return torch.cat([encoder(as_input(block, device)) for block in blocks(images)])
+    finally:
+        encoder.train(training)
+
+
+def below(part, tensors):
+    """Return the tensors whose names begin with a part, under the rest of their names."""
+    return {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
