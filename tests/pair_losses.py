@@ -1,7 +1,5 @@
 """The losses that tests run over: the library's, some mined, and two of other forms that prove the engine general."""
 
-from array_api_compat import array_namespace
-
 from xbm import (
     BatchHardTriplet,
     Contrastive,
@@ -14,6 +12,7 @@ from xbm import (
     SupCon,
     TopK,
 )
+from xbm.backends import array_namespace
 from xbm.losses.functions import softplus
 from xbm.mining import Mined, mined
 

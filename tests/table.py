@@ -81,16 +81,9 @@ def _jax():
 
 
 def _tensorflow():
-    import tensorflow as tf
-
     from xbm.backends.namespaces import tensorflow as xp
 
-    (cpu,) = tf.config.list_physical_devices("CPU")
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    second = tf.config.list_logical_devices("CPU")[1].name
-    with tf.device(second):
-        second = tf.zeros(()).device  # its name in full
-    return Backend("tensorflow", xp, ("float32", "bfloat16", "float16", "float64"), second)
+    return Backend("tensorflow", xp, ("float32", "bfloat16", "float16", "float64"))
 
 
 ROWS = {
@@ -104,18 +97,26 @@ ROWS = {
 NOT_APPLICABLE = {
     ("test_everything_stays_on_its_device", "numpy"): "NumPy has one device",
     ("test_everything_stays_on_its_device", "torch"): "no second device with values here; the meta device is tested",
+    (
+        "test_everything_stays_on_its_device",
+        "tensorflow",
+    ): "TensorFlow computes on its scope's device, not on its inputs'",
     ("test_values_too_large_for_the_memory_are_not_finite_there", "strict"): "the standard has no float16",
 }
 """(test, backend): why it cannot run there."""
 
 NEEDS = {
-    "tests/integrations": ("torch",),
+    "tests/integrations/test_torch": ("torch",),
+    "tests/test_jax.py": ("jax",),
+    "tests/test_tensorflow.py": ("tensorflow",),
     "tests/experiments": ("torch", "matplotlib", "rich", "safetensors"),
+    "tests/integrations/keras": ("keras",),
+    "tests/test_tensorflow_namespace.py": ("tensorflow", "array_api_strict"),
     "tests/test_docs.py": ("torch",),
     "tests/test_typing.py": ("torch", "mypy"),
     "tests/test_benchmarks.py": ("torch", "click", "rich"),
 }
-"""Tests of one framework: path and the packages without which they are left out."""
+"""Tests of one framework: how their paths begin, and the packages without which they are left out."""
 
 DATA = {"XBM_OMNIGLOT": "Omniglot's pictures are not part of the repository: the variable names them where they are"}
 """Variable with the path of a data set: why tests of that are skipped without it."""

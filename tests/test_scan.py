@@ -62,7 +62,7 @@ def test_any_block_size_is_one_block(backend, loss, drawn, block_rows, seed):
             return Met(both)
 
         def between(self, met):
-            return met.both[:, 0, :].T, met.both[:, 1, :].T
+            return tuple(backend.xp.matrix_transpose(met.both[:, side, :]) for side in (0, 1))
 
     class Met(NamedTuple):
         both: Any

@@ -5,6 +5,7 @@ each framework. Importing `xbm` imports no framework.
 """
 
 from xbm import drift
+from xbm.integers import as_integers
 from xbm.losses import (
     BatchHardTriplet,
     Block,
@@ -44,6 +45,7 @@ __all__ = [
     "SupCon",
     "TopK",
     "advance",
+    "as_integers",
     "clear",
     "drift",
     "enqueue",

@@ -73,7 +73,13 @@ def same_library(name: str, array: Array, like: Array) -> None:
 
 def floats(xp: Namespace) -> list[Any]:
     """Return the dtypes of a library that embeddings may have."""
-    return [getattr(xp, name) for name in FLOATS if hasattr(xp, name)]
+    wide = backends.operations(xp).integer_dtype(xp) == xp.int64  # JAX has no 64-bit numbers unless told to
+    return [getattr(xp, name) for name in FLOATS if hasattr(xp, name) and (wide or name != "float64")]
+
+
+def dtype_name(dtype: Any) -> str:
+    """Return what a dtype is called in a message."""
+    return getattr(dtype, "name", None) or str(dtype)
 
 
 def embeddings(name: str, array: Array, like: Array) -> None:
@@ -82,7 +88,9 @@ def embeddings(name: str, array: Array, like: Array) -> None:
     xp = array_namespace(like)
     dim, shape = like.shape[1], tuple(array.shape)
     if array.dtype not in floats(xp):
-        raise TypeError(f"{name} must be {', '.join(FLOATS[:-1])} or {FLOATS[-1]}, got {array.dtype} of shape {shape}")
+        raise TypeError(
+            f"{name} must be {', '.join(FLOATS[:-1])} or {FLOATS[-1]}, got {dtype_name(array.dtype)} of shape {shape}"
+        )
     if len(shape) != 2 or shape[1] != dim:
         raise ValueError(f"{name} must have shape (B, {dim}), as the memory's rows have {dim} dimensions, got {shape}")
 
@@ -94,8 +102,8 @@ def integers(name: str, array: Array, rows: Array, like: Array, *, of: str = "em
     shape = tuple(array.shape)
     if xp.isdtype(array.dtype, ("real floating", "complex floating", "bool")):
         raise TypeError(
-            f"{name} must be integers, got {array.dtype} of shape {shape}: a float or bool cannot hold every class or "
-            f"sample exactly"
+            f"{name} must be integers, got {dtype_name(array.dtype)} of shape {shape}: a float or bool cannot hold "
+            f"every class or sample exactly"
         )
     if array.dtype == getattr(xp, "uint64", None):
         raise TypeError(f"{name} must fit int64, got uint64 of shape {shape}: cast them to int64")
@@ -106,7 +114,7 @@ def mask(name: str, array: Array, rows: Array, like: Array, *, of: str = "embedd
     """Refuse anything but (B,) booleans, one for each of `rows`, which are called `of`."""
     same_library(name, array, like)
     if not array_namespace(like).isdtype(array.dtype, "bool"):
-        raise TypeError(f"{name} must be boolean, got {array.dtype} of shape {tuple(array.shape)}")
+        raise TypeError(f"{name} must be boolean, got {dtype_name(array.dtype)} of shape {tuple(array.shape)}")
     one_each(name, tuple(array.shape), rows, of)
 
 

@@ -125,7 +125,9 @@ def between(old: Array, new: Array, *, normalize: bool = True) -> Array:
     if shapes[0] != shapes[1] or len(shapes[0]) != 2 or 0 in shapes[0]:
         raise ValueError(f"old and new must be (n, D) rows of the same samples, got {shapes[0]} and {shapes[1]}")
     if not all(dtype in checks.floats(xp) for dtype in (old.dtype, new.dtype)):
-        raise TypeError(f"old and new must be floating point, got {old.dtype} and {new.dtype}")
+        raise TypeError(
+            f"old and new must be floating point, got {checks.dtype_name(old.dtype)} and {checks.dtype_name(new.dtype)}"
+        )
     dtype = xp.float64 if xp.float64 in (old.dtype, new.dtype) else xp.float32
     old, new = (xp.astype(ops.stop_gradient(rows), dtype, copy=False) for rows in (old, new))
     if normalize:

@@ -74,7 +74,7 @@ def init(
     checks.whole_number("dim", dim, at_least=1)
     dtype = xp.float32 if dtype is None else dtype
     if dtype not in checks.floats(xp):
-        names = ", ".join(f"{backends.library(xp)}.{name}" for name in checks.FLOATS if hasattr(xp, name))
+        names = ", ".join(f"{backends.library(xp)}.{checks.dtype_name(one)}" for one in checks.floats(xp))
         raise TypeError(f"dtype must be one of {names}, got {dtype!r}")
 
     integer = backends.operations(xp).integer_dtype(xp)
@@ -175,9 +175,9 @@ def storable(
         if ops.is_compiling(embeddings):
             raise RuntimeError('on_nonfinite="raise" reads values, which a compiler cannot: use "skip"')
         if xp.any(bad):
-            n, shape = int(xp.count_nonzero(bad)), tuple(embeddings.shape)
+            n, dtype = int(xp.count_nonzero(bad)), checks.dtype_name(state.embeddings.dtype)
             raise ValueError(
-                f"{n} of the embeddings {shape} are not finite in the memory's {state.embeddings.dtype}; "
+                f"{n} of the embeddings {tuple(embeddings.shape)} are not finite in the memory's {dtype}; "
                 f"nothing was stored"
             )
     return asked & finite, bad
@@ -289,7 +289,7 @@ def inconsistency(state: MemoryState) -> str | None:
     if len(rows) != 2 or 0 in rows:
         return f"embeddings must have shape (M, D) with M and D at least 1, got {rows}"
     if state.embeddings.dtype not in checks.floats(xp):
-        return f"embeddings must be floating point, got {state.embeddings.dtype}"
+        return f"embeddings must be floating point, got {checks.dtype_name(state.embeddings.dtype)}"
     capacity = rows[0]
     for name in MemoryState._fields[1:]:
         expected = (capacity,) if name in Rows._fields else ()
@@ -297,7 +297,7 @@ def inconsistency(state: MemoryState) -> str | None:
             return f"{name} must have shape {expected} beside embeddings {rows}, got {shapes[name]}"
         dtype = getattr(state, name).dtype
         if not xp.isdtype(dtype, "integral"):
-            return f"{name} must be integers, got {dtype}"
+            return f"{name} must be integers, got {checks.dtype_name(dtype)}"
     cursor, count, step, skipped = (int(array) for array in state[-4:])
     if not (0 <= cursor < capacity and 0 <= count <= capacity) or (count < capacity and cursor != count):
         return f"cursor {cursor} and count {count} do not belong together in a ring of {capacity} slots"

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Iterator
 from math import isqrt
 from typing import Any, NamedTuple
 
-from array_api_compat import is_array_api_obj
-
 from xbm import backends, checks
 from xbm.backends import Array, device_of
 from xbm.normalization import normalize
@@ -230,11 +228,14 @@ def _compared(embeddings: Array, gallery: Array | None, block_rows: int | None) 
 
 def _check_rows(name: str, x: Array) -> None:
     """Refuse anything but floating-point (n, D) with n and D at least 1."""
-    if not is_array_api_obj(x):
-        raise TypeError(f"{name} must be an array, got {type(x).__name__}")
-    xp, _ = backends.of(x)
+    try:
+        xp, _ = backends.of(x)
+    except TypeError:
+        raise TypeError(f"{name} must be an array, got {type(x).__name__}") from None
     if not xp.isdtype(x.dtype, "real floating"):
-        raise TypeError(f"{name} must be real floating point, got {x.dtype} of shape {tuple(x.shape)}")
+        raise TypeError(
+            f"{name} must be real floating point, got {checks.dtype_name(x.dtype)} of shape {tuple(x.shape)}"
+        )
     if len(x.shape) != 2 or 0 in x.shape:
         raise ValueError(f"{name} must have shape (n, D) with n and D at least 1, got {tuple(x.shape)}")
 

@@ -8,8 +8,8 @@ EPS = 1e-6  # rows shorter than this are divided by it instead of by their lengt
 def normalize(x: Array) -> tuple[Array, Array]:
     """Return `(z, length)`: z = x / max(|x|, EPS) by rows, and that divisor, (B, 1).
 
-    Lengths are taken relative to a row's largest entry, so that no square overflows or vanishes; relative to a quarter of
-    the largest number there is at most, whose inverse compilers may multiply with. A length that the dtype cannot hold is
+    Lengths are taken relative to a row's largest entry, so that no square overflows or vanishes, or to a quarter of the
+    largest number there is, of which compilers can still take the inverse. A length that the dtype cannot hold is
     reported as half the largest number it can.
     """
     xp = array_namespace(x)

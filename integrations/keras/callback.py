@@ -55,8 +55,8 @@ class XBMCallback(keras.callbacks.Callback):
         Which output is the embedding: the name of an output or of a layer, or a function of y_pred; the only output
         if left out.
     labels, ids : str or callable, optional
-        Where the classes and the samples are: a key of y or x, or a function `(x, y) -> (B,)`; labels are y, and there
-        are no ids, if left out.
+        Where the classes and the samples are: a key of y or x, or a function `(x, y) -> (B,)`. If left out, labels are
+        y, or the embedding's part of it, and there are no ids.
     dim : int, optional
         D, the embeddings' size; needed only for a model on JAX that does not tell before it runs.
 
@@ -134,6 +134,7 @@ class XBMCallback(keras.callbacks.Callback):
         if self._of is not model:
             self.memory = MemoryMetric(self.capacity, self.dtype, with_drift=self.ids is not None)
             self._of, self._outputs = model, Outputs(model, self.embeddings)
+        super().set_model(model)
         attachment.place(model, self.memory)
         self._begin()
         return self.memory
@@ -153,7 +154,6 @@ class XBMCallback(keras.callbacks.Callback):
 
     def set_model(self, model: keras.Model) -> None:
         """Add the memory's loss to a model that is about to run."""
-        super().set_model(model)
         self._detach()
         self._fitting = False
         memory = self.attach(model)
@@ -216,7 +216,10 @@ class XBMCallback(keras.callbacks.Callback):
     def _read(self, x: Any, y: Any) -> tuple[Any, Any]:
         """Return a batch's labels and ids."""
         names = getattr(self._of, "output_names", None) or []  # not `self.model`: on JAX that is a look between steps
-        labels = selection.integers("labels", self.labels, x, y, names)
+        field = self.labels
+        if field is None and isinstance(self.embeddings, str) and selection.has(y, self.embeddings, names):
+            field = self.embeddings
+        labels = selection.integers("labels", field, x, y, names)
         return labels, None if self.ids is None else selection.integers("ids", self.ids, x, y, names)
 
     def _term(self, x: Any, y: Any, y_pred: Any, *, training: bool) -> Any:

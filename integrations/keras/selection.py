@@ -87,13 +87,22 @@ def _outputs_by_shape(model: keras.Model) -> Any:
     shapes = (config or {}).get("input_shape") or (config or {}).get("shapes_dict")
     if not shapes:
         return None
-    keywords = {} if "input_shape" in config else {name.removesuffix("_shape"): shapes[name] for name in shapes}
+    symbols = _symbols(shapes)
     try:
-        if keywords:
-            return model.compute_output_spec(**{name: keras.KerasTensor(shape) for name, shape in keywords.items()})
-        return model.compute_output_spec(keras.tree.map_shape_structure(keras.KerasTensor, shapes))
+        if "input_shape" in config:
+            return model.compute_output_spec(symbols)
+        return model.compute_output_spec(**{name.removesuffix("_shape"): symbols[name] for name in symbols})
     except Exception:  # whatever the model's own code makes of symbols: the first batch will tell
         return None
+
+
+def _symbols(shapes: Any) -> Any:
+    """Return shapes, in whatever dicts and lists, as symbolic tensors in plain ones."""
+    if isinstance(shapes, dict):
+        return {name: _symbols(shape) for name, shape in shapes.items()}
+    if all(size is None or isinstance(size, int) for size in shapes):
+        return keras.KerasTensor(tuple(shapes))
+    return [_symbols(shape) for shape in shapes]
 
 
 def integers(name: str, field: Field, x: Any, y: Any, output_names: list[str]) -> Any:
@@ -109,13 +118,20 @@ def integers(name: str, field: Field, x: Any, y: Any, output_names: list[str]) -
         found = y[field]
     elif isinstance(x, dict) and field in x:
         found = x[field]
-    elif isinstance(y, (list, tuple)) and len(y) == len(output_names) and field in output_names:
+    elif has(y, field, output_names):
         found = y[output_names.index(field)]
     else:
         raise ValueError(f"{name}={field!r} is no key of y ({_keys(y)}) or x ({_keys(x)}), and no output with a y")
     if found is None:
         raise ValueError(f"{name} must be integers (B,), but fit was given none: give it a y, or name a part of x")
     return found[:, 0] if len(found.shape) == 2 and found.shape[1] == 1 else found
+
+
+def has(y: Any, name: str, output_names: list[str]) -> bool:
+    """Tell whether y has a part for an output."""
+    if isinstance(y, (list, tuple)):
+        return len(y) == len(output_names) and name in output_names
+    return isinstance(y, dict) and name in y
 
 
 def _keys(structure: Any) -> str:

@@ -20,8 +20,6 @@ NOT_APPLICABLE = {
     ("test_a_saved_model_has_no_memory", "jax"): "a SavedModel of JAX's needs jax2tf, which this JAX has not",
     ("test_replicas_are_refused", "torch"): "a strategy of replicas is TensorFlow's",
     ("test_replicas_are_refused", "jax"): "a strategy of replicas is TensorFlow's",
-    ("test_the_layer_refuses_replicas", "torch"): "a strategy of replicas is TensorFlow's",
-    ("test_the_layer_refuses_replicas", "jax"): "a strategy of replicas is TensorFlow's",
     ("test_no_copy_of_the_memory_in_the_compiled_step", "torch"): "writes in place, eagerly",
     ("test_no_copy_of_the_memory_in_the_compiled_step", "tensorflow"): "writes into variables by scatter",
     ("test_integers_too_large_are_refused", "torch"): "int64 there",

@@ -1,0 +1,229 @@
+"""JAX: compiled, donated, differentiated, mapped, and with its rows on several devices."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+import xbm
+from tests.table import DEVICES
+from xbm.memory import MemoryState, Rows
+
+SIZES = [8, 3, 8, 1, 0, 20, 3, 8]  # of batches, into 12 slots
+LOSSES = [
+    {},
+    {"loss": xbm.Contrastive(reduction="sum"), "copies": "keep"},
+    {"loss": "multi-similarity", "miner": "multi-similarity"},
+    {"loss": "batch-hard-triplet"},
+    {"loss": "supcon", "in_batch": False},
+]
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["32 bits", "64 bits"])
+def wide(request):
+    with jax.enable_x64(request.param):
+        yield request.param
+
+
+def batches(sizes=SIZES, dim=4, seed=0):
+    """Yield `(x, labels, ids)` of NumPy, returning samples among them."""
+    rng = np.random.default_rng(seed)
+    for size in sizes:
+        ids = rng.integers(30, size=size)
+        yield rng.normal(size=(size, dim)).astype(np.float32), ids % 3, ids
+
+
+def arrays(batch):
+    return tuple(xbm.as_integers(one, xp=jnp) if one.dtype == np.int64 else jnp.asarray(one) for one in batch)
+
+
+def compiled(objective):
+    """Return a train step whose gradient is JAX's own, through an encoder that does nothing."""
+
+    def loss_of(x, state, labels, ids):
+        result = objective.step(state, x, labels, ids=ids)
+        return result.loss, result
+
+    return jax.jit(jax.value_and_grad(loss_of, has_aux=True), donate_argnums=1)
+
+
+@pytest.mark.parametrize("options", LOSSES, ids=str)
+def test_compiled_and_differentiated_it_is_numpys_step(options):
+    objective = xbm.Objective(warmup=1, block_rows=2, **options)  # 12 rows: six blocks, a loop
+    step, state, plain = compiled(objective), xbm.init(capacity=12, dim=4, xp=jnp), xbm.init(capacity=12, dim=4)
+    for batch in batches():
+        x, labels, ids = arrays(batch)
+        (loss, result), gradient = step(x, state, labels, ids)
+        expected = objective.step(plain, *batch[:2], ids=batch[2])
+        state, plain = result.state, expected.state
+        np.testing.assert_allclose(loss, expected.loss, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(gradient, expected.gradient, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(gradient, result.gradient)
+        np.testing.assert_allclose(result.report, expected.report, rtol=1e-4, atol=1e-5)
+        for name, one, other in zip(MemoryState._fields, state, plain, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6 if name == "embeddings" else 0, err_msg=name)
+    assert step._cache_size() == len(set(SIZES))  # filling, full, wrapped: one compilation for each batch shape
+
+
+def test_a_last_block_may_be_shorter():
+    losses = []
+    for block_rows in (5, 100):
+        objective, state = xbm.Objective(warmup=0, block_rows=block_rows), xbm.init(capacity=18, dim=4, xp=jnp)
+        for batch in batches([18, 8]):
+            x, labels, _ = arrays(batch)
+            result = jax.jit(objective.step)(state, x, labels)
+            state = result.state
+        losses.append(result)
+    np.testing.assert_allclose(losses[0].loss, losses[1].loss, rtol=1e-6)
+    np.testing.assert_allclose(losses[0].gradient, losses[1].gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_rows_are_written_in_place(wide):
+    objective, state = xbm.Objective(warmup=0), xbm.init(capacity=1024, dim=16, xp=jnp)
+    step = compiled(objective)
+    place = state.embeddings.unsafe_buffer_pointer()
+    for batch in batches([8] * 4, dim=16):
+        x, labels, ids = arrays(batch)
+        before = state
+        (_, result), _ = step(x, state, labels, ids)
+        state = result.state
+        assert before.embeddings.is_deleted()
+        assert state.embeddings.unsafe_buffer_pointer() == place
+        state = xbm.enqueue(state, x, labels)  # not compiled
+        assert state.embeddings.unsafe_buffer_pointer() == place
+    program = step.lower(x, state, labels, ids).compile().as_text()
+    assert re.search(r"= f32\[1024,16\]\S* (scatter|fusion|dynamic-update-slice|while)\(", program)
+    assert not re.findall(r"= f32\[1024,16\]\S* copy\(.*", program)
+
+
+def test_the_gradient_is_scaled_in_its_own_precision():
+    objective, state = xbm.Objective(warmup=0, weight=0), xbm.init(capacity=8, dim=4, xp=jnp)
+    x, labels, _ = arrays(next(batches([6])))
+    gradient = jax.grad(lambda x: objective.evaluate(state, x, labels, gradient=True).loss)(x)
+    tiny = jax.grad(lambda x: 2.0**20 * (2.0**-20 * objective.evaluate(state, x, labels, gradient=True).loss))
+    half = tiny(x.astype(jnp.float16))
+    assert half.dtype == jnp.float16
+    np.testing.assert_allclose(half.astype(jnp.float32), gradient, rtol=2e-2, atol=2e-3)
+
+
+def test_keys_get_their_gradient():
+    objective, state = xbm.Objective(warmup=0), xbm.init(capacity=8, dim=4, xp=jnp)
+    (x, labels, _), (k, _, _) = map(arrays, batches([6, 6]))
+
+    def loss_of(x, k):
+        result = objective.evaluate(state, x, labels, keys=k, gradient=True)
+        return result.loss, (result.gradient, result.key_gradient)
+
+    found, expected = jax.grad(loss_of, argnums=(0, 1), has_aux=True)(x, k)
+    for one, other in zip(found, expected, strict=True):
+        assert jnp.any(one != 0)
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_function_is_a_loss_and_learns():
+    """Its weights by JAX, and the gradient of what it closes over."""
+    x, labels, _ = arrays(next(batches([6])))
+
+    def loss_of(scale, x):
+        def pull(S, positive, negative):
+            return scale * jnp.sum(jnp.where(positive, (1 - S) ** 2, 0.0), axis=1)
+
+        state = xbm.init(capacity=8, dim=4, xp=jnp)
+        return xbm.Objective(loss=pull, warmup=0).step(state, x, labels).loss
+
+    def direct(scale, x):
+        z = x / jnp.linalg.norm(x, axis=1, keepdims=True)
+        S, same = z @ z.T, (labels[:, None] == labels[None]) & ~jnp.eye(len(x), dtype=bool)
+        stale = z @ jax.lax.stop_gradient(z).T  # the memory holds the batch, as constants
+        return scale * sum(jnp.sum(jnp.where(same, (1 - one) ** 2, 0.0)) for one in (S, stale)) / len(x)
+
+    for transform in (lambda f: f, jax.jit):
+        found = transform(jax.value_and_grad(loss_of, argnums=(0, 1)))(0.7, x)
+        expected = jax.value_and_grad(direct, argnums=(0, 1))(0.7, x)
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+        for one, other in zip(found[1], expected[1], strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_several_memories_at_once():
+    """`vmap` over states and batches is one after the other."""
+    objective = xbm.Objective(warmup=0, block_rows=2)
+    apart = [xbm.init(capacity=12, dim=4, xp=jnp) for _ in range(3)]
+    together = jax.tree.map(lambda *ones: jnp.stack(ones), *apart)
+    for call in range(3):
+        taken = [arrays(next(batches([5], seed=10 * call + i))) for i in range(3)]
+        alone = [jax.jit(objective.step)(state, x, labels, ids=ids) for state, (x, labels, ids) in zip(apart, taken)]
+        apart = [result.state for result in alone]
+        x, labels, ids = (jnp.stack(ones) for ones in zip(*taken, strict=True))
+        found = jax.jit(jax.vmap(lambda state, x, labels, ids: objective.step(state, x, labels, ids=ids)))(
+            together, x, labels, ids
+        )
+        together = found.state
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(jax.tree.map(lambda *a: jnp.stack(a), *alone))):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_on_several_devices_give_the_same_loss_and_gradient():
+    assert len(jax.devices()) == DEVICES
+    mesh = Mesh(np.asarray(jax.devices()), ("rows",), axis_types=(AxisType.Auto,))
+    capacity = 16 * DEVICES
+    objective = xbm.Objective(warmup=1, block_rows=capacity)  # each device compares its own rows
+    step, alone = (compiled(objective) for _ in range(2))
+    state, plain = (xbm.init(capacity=capacity, dim=4, xp=jnp) for _ in range(2))
+    over_rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("rows",), ()))
+    state = MemoryState(
+        **{
+            name: jax.device_put(value, over_rows if name in Rows._fields else whole)
+            for name, value in state._asdict().items()
+        }
+    )
+    for batch in batches([8, 30, 50, 8, 8], seed=3):
+        x, labels, ids = arrays(batch)
+        (expected, result), expected_gradient = alone(x, plain, labels, ids)
+        plain = result.state
+        (loss, result), gradient = step(*jax.device_put((x,), whole), state, *jax.device_put((labels, ids), whole))
+        state = result.state
+        assert state.embeddings.sharding.is_equivalent_to(over_rows, 2)
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+        for one, other in zip(state, plain, strict=True):
+            np.testing.assert_array_equal(one, other)
+    program = step.lower(x, state, labels, ids).compile().as_text()
+    gathered = [line for line in program.splitlines() if f"f32[{capacity},4]" in line and "all-gather" in line]
+    assert not gathered
+
+
+def test_integers_are_exact_or_refused(wide):
+    large = np.asarray([2**31 - 1, 2**31 + 7, 2**40 + 5])
+    if wide:
+        assert xbm.as_integers(large, xp=jnp).tolist() == large.tolist()
+    else:
+        with pytest.raises(OverflowError, match=r"must lie in \[-2147483648, 2147483647\].*got 2147483647 to 1099511"):
+            xbm.as_integers(large, xp=jnp)
+    exact = xbm.as_integers(large[:1], xp=jnp)
+    state = xbm.enqueue(xbm.init(capacity=2, dim=1, xp=jnp), jnp.ones((1, 1)), exact, ids=exact)
+    assert int(state.labels[0]) == int(state.ids[0]) == 2**31 - 1
+    with pytest.raises(TypeError, match="must be integers, got float64"):
+        xbm.as_integers([0.5], xp=jnp)
+
+
+def test_wide_rows_need_wide_numbers(wide):
+    if wide:
+        assert xbm.init(capacity=2, dim=1, dtype=jnp.float64, xp=jnp).embeddings.dtype == jnp.float64
+    else:
+        with pytest.raises(
+            TypeError, match=r"dtype must be one of jax.float32, jax.bfloat16, jax.float16, got .*float64"
+        ):
+            xbm.init(capacity=2, dim=1, dtype=jnp.float64, xp=jnp)
+
+
+def test_raising_on_values_is_refused_under_a_compiler():
+    objective, state = xbm.Objective(on_nonfinite="raise"), xbm.init(capacity=2, dim=4, xp=jnp)
+    x, labels, _ = arrays(next(batches([2])))
+    with pytest.raises(RuntimeError, match='which a compiler cannot: use "skip"'):
+        jax.jit(objective.step)(state, x, labels)
+    with pytest.raises(ValueError, match="1 of the embeddings"):
+        objective.step(state, x.at[1, 1].set(jnp.nan), labels)
