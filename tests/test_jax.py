@@ -153,16 +153,18 @@ def test_several_memories_at_once():
     objective = xbm.Objective(warmup=0, block_rows=2)
     apart = [xbm.init(capacity=12, dim=4, xp=jnp) for _ in range(3)]
     together = jax.tree.map(lambda *ones: jnp.stack(ones), *apart)
+    one_by_one = jax.jit(lambda state, x, labels, ids: objective.step(state, x, labels, ids=ids))
+    at_once = jax.jit(jax.vmap(one_by_one))
     for call in range(3):
         taken = [arrays(next(batches([5], seed=10 * call + i))) for i in range(3)]
-        alone = [jax.jit(objective.step)(state, x, labels, ids=ids) for state, (x, labels, ids) in zip(apart, taken)]
+        alone = [one_by_one(state, x, labels, ids) for state, (x, labels, ids) in zip(apart, taken, strict=True)]
         apart = [result.state for result in alone]
         x, labels, ids = (jnp.stack(ones) for ones in zip(*taken, strict=True))
-        found = jax.jit(jax.vmap(lambda state, x, labels, ids: objective.step(state, x, labels, ids=ids)))(
-            together, x, labels, ids
-        )
+        found = at_once(together, x, labels, ids)
         together = found.state
-        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(jax.tree.map(lambda *a: jnp.stack(a), *alone))):
+        for one, other in zip(
+            jax.tree.leaves(found), jax.tree.leaves(jax.tree.map(lambda *a: jnp.stack(a), *alone)), strict=True
+        ):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 

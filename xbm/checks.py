@@ -79,7 +79,7 @@ def floats(xp: Namespace) -> list[Any]:
 
 def dtype_name(dtype: Any) -> str:
     """Return what a dtype is called in a message."""
-    return getattr(dtype, "name", None) or str(dtype)
+    return getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
 
 
 def embeddings(name: str, array: Array, like: Array) -> None:

@@ -75,7 +75,7 @@ def init(
     dtype = xp.float32 if dtype is None else dtype
     if dtype not in checks.floats(xp):
         names = ", ".join(f"{backends.library(xp)}.{checks.dtype_name(one)}" for one in checks.floats(xp))
-        raise TypeError(f"dtype must be one of {names}, got {dtype!r}")
+        raise TypeError(f"dtype must be one of {names}, got {checks.dtype_name(dtype)!r}")
 
     integer = backends.operations(xp).integer_dtype(xp)
 

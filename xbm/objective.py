@@ -154,11 +154,15 @@ class Objective:
         TypeError, ValueError
             If an input does not fit; the state is then as it was.
         """
+        _, ops = backends.of(state.embeddings)
         batch = self._read(state, x, labels, ids=ids, keys=keys, key_labels=key_labels, enqueue=enqueue)
         keep, bad = memory.storable(state, batch.stored, mask=enqueue, on_nonfinite=self.on_nonfinite)
         in_batch = self._batch_term(batch, gradient=True)  # before anything changes: a loss may raise
         own = memory.own_slots(state, keep) if keys is None else None
-        moved = None if ids is None else drift.returning(state, batch.stored, batch.ids)
+        moved = None
+        if ids is not None:
+            moved = drift.returning(state, batch.stored, batch.ids)
+            state = state._replace(cursor=ops.after(state.cursor, moved.distance))  # old rows are read by now
         state = memory.write(state, batch.stored, batch.stored_labels, batch.ids, keep, bad)
         in_memory = self._memory_term(state, batch, own, gradient=True)
         return self._joined(memory.advance(state), batch, in_batch, in_memory, moved, gradient=True)

@@ -50,7 +50,7 @@ class XBMCallback(keras.callbacks.Callback):
     copies : {"exclude", "keep"}
         With `ids=`, whether older rows of an anchor's own sample are left out of its pairs.
     on_nonfinite : {"skip", "raise"}
-        Leave rows with NaN or infinity out of the memory and count them, or raise (with `run_eagerly=True`).
+        Leave rows with NaN or infinity out of the memory and count them, or raise (in eager steps, not on JAX).
     embeddings : str or callable, optional
         Which output is the embedding: the name of an output or of a layer, or a function of y_pred; the only output
         if left out.
@@ -134,6 +134,8 @@ class XBMCallback(keras.callbacks.Callback):
         if self._of is not model:
             self.memory = MemoryMetric(self.capacity, self.dtype, with_drift=self.ids is not None)
             self._of, self._outputs = model, Outputs(model, self.embeddings)
+        if self.memory.lost:
+            raise RuntimeError("the memory was lost in a step that failed half-way: go on with a new XBMCallback")
         super().set_model(model)
         attachment.place(model, self.memory)
         self._begin()

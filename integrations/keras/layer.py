@@ -12,6 +12,7 @@ from xbm.integrations.keras.graph import refuse_replicas, strategy
 from xbm.integrations.keras.losses import deserialized, serialized
 from xbm.integrations.keras.memory import Memory, row_dtype
 from xbm.losses import LossLike
+from xbm.memory import Rows
 from xbm.mining import Miner
 from xbm.objective import REPORT, Objective
 
@@ -78,6 +79,7 @@ class XBM(Memory, keras.layers.Layer):
         checks.whole_number("capacity", capacity, at_least=1)
         checks.flag("passthrough", passthrough)
         self.capacity, self.row_dtype, self.passthrough = capacity, row_dtype(dtype), passthrough
+        self.has_stored = False  # in some step, which may yet forget it
         self.loss, self.miner, self.reduction = loss, miner, reduction
         self.objective = Objective(
             loss=losses.get(loss, reduction),
@@ -135,6 +137,7 @@ class XBM(Memory, keras.layers.Layer):
         before = self.state()
         if training:
             self._refuse_loss_of_state(embeddings)
+            self.has_stored = True
             result = self.objective.step(before, embeddings, labels, ids=ids)
             self.keep(before, result.state)
             self.figures.assign(result.report)
@@ -154,7 +157,13 @@ class XBM(Memory, keras.layers.Layer):
         """The last training call's figures, {name: float}, as in `xbm.REPORT`; empty before the layer is built."""
         if not self.built:
             return {}
+        self._refuse_forgotten()
         return dict(zip(REPORT, keras.ops.convert_to_numpy(self.figures.value).tolist(), strict=True))
+
+    def rows(self) -> Rows:
+        """Return the filled rows, oldest first: `embeddings` (n, D), `labels`, `ids`, `stored_at` (n,), of NumPy."""
+        self._refuse_forgotten()
+        return super().rows()
 
     def get_config(self) -> dict[str, Any]:
         """Return the options."""
@@ -179,6 +188,14 @@ class XBM(Memory, keras.layers.Layer):
     def from_config(cls, config: dict[str, Any]) -> "XBM":
         """Return a layer from what `get_config` gave."""
         return cls(**(config | {name: deserialized(config[name]) for name in ("loss", "miner")}))
+
+    def _refuse_forgotten(self) -> None:
+        """Refuse to show a memory that a JAX step stored into and then dropped."""
+        if self.has_stored and int(keras.ops.convert_to_numpy(self.step.value)) == 0:
+            raise RuntimeError(
+                f"{self.name!r} was called in training, but its variables are as before: a JAX step must return the "
+                f"non_trainable_variables that stateless_call gives it, and assign them to the model at the end"
+            )
 
     def _refuse_loss_of_state(self, embeddings: Any) -> None:
         """On JAX, refuse a step that does not carry the layer's variables: what it stored would be lost."""

@@ -32,6 +32,11 @@ class Memory:
         return getattr(self, "embeddings", None) is not None
 
     @property
+    def lost(self) -> bool:
+        """Whether the values are gone: an eager step of JAX's that fails has already given them away."""
+        return self.begun and any(getattr(value, "is_deleted", bool)() for value in self.state())
+
+    @property
     def dim(self) -> int | None:
         """D, the embeddings' size; None before the memory has begun."""
         return self.embeddings.shape[1] if self.begun else None

@@ -28,7 +28,7 @@ def test_the_first_losses_are_those_of_torch(data, options):
     take(found.engine, channels_last(expected.engine.encoder))
     images = expected.watched.images
     np.testing.assert_allclose(found.engine.embed(images), expected.engine.embed(images).numpy(), atol=1e-5)
-    np.testing.assert_allclose(losses(found), losses(expected), rtol=1e-4)
+    np.testing.assert_allclose(losses(found), losses(expected), rtol=2e-5)
     for name, figure in expected.now.items():
         np.testing.assert_allclose(found.now[name], figure, rtol=2e-3, err_msg=name)
     assert (found.now.get("memory_loss", 0) > 0) == (options.get("weight") != 0)

@@ -14,6 +14,7 @@ from xbm.backends.standard import few, is_positive, known, length, unrolls
 from xbm.backends.standard import fold as fold_unrolled
 
 __all__ = [
+    "after",
     "attach_gradient",
     "few",
     "fold",
@@ -64,6 +65,11 @@ def fold(visit: Callable[..., Any], columns: Sequence[Array], size: int, *, limi
     carry = jax.lax.fori_loop(1, whole, lambda i, carry: visit(carry, i * size, *block(i * size)), carry)
     rest = whole * size
     return carry if rest == rows else visit(carry, rest, *(column[rest:] for column in columns))
+
+
+def after(x: Array, value: Array) -> Array:
+    """Return integers x, to be used only once `value`, a scalar that is never negative, is computed."""
+    return x + (value < 0)
 
 
 def top_k(x: Array, k: int) -> tuple[Array, Array]:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xbm.backends.standard import (
+    after,
     attach_gradient,
     fold,
     full_precision,
@@ -22,6 +23,7 @@ from xbm.backends.standard import (
 from xbm.backends.standard import few_on_host as few
 
 __all__ = [
+    "after",
     "attach_gradient",
     "few",
     "fold",

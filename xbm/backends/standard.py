@@ -121,6 +121,15 @@ def integer_dtype(xp: Namespace) -> Any:
     return xp.int64
 
 
+def after(x: Array, value: Array) -> Array:
+    """Return integers x, to be used only once `value`, a scalar that is never negative, is computed.
+
+    A compiler that orders operations by nothing but their data copies an array which it may have to read after it was
+    written into.
+    """
+    return x
+
+
 def length(x: Array, axis: int = 0, *, most: int | None = None) -> Any:
     """Return the length of an axis, or `most` if that is less: an int if known when traced, else a scalar array."""
     size = x.shape[axis]

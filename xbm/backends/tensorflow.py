@@ -9,6 +9,7 @@ from xbm.backends.standard import few, full_precision, integer_dtype, is_positiv
 from xbm.backends.standard import fold as fold_unrolled
 
 __all__ = [
+    "after",
     "attach_gradient",
     "few",
     "fold",
@@ -67,6 +68,11 @@ def fold(
     _, carry = tf.while_loop(lambda i, _: i < whole, step, (first, carry), maximum_iterations=whole - 1)
     rest = whole * size
     return carry if rest == rows else visit(carry, rest, *(column[rest:] for column in columns))
+
+
+def after(x: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    """Return integers x, to be used only once `value`, a scalar that is never negative, is computed."""
+    return x + tf.cast(value < 0, x.dtype)
 
 
 def top_k(x: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:

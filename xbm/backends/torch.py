@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xbm.backends.standard import few_on_host, fold, integer_dtype, length
+from xbm.backends.standard import after, few_on_host, fold, integer_dtype, length
 
 __all__ = [
+    "after",
     "attach_gradient",
     "few",
     "fold",

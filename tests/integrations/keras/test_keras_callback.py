@@ -243,6 +243,41 @@ def test_refit_after_an_exception(same, compile_options, data):
     assert not {"compute_loss", "train_step", "test_step"} & set(vars(model))
 
 
+def test_a_lost_memory_is_refused(data):
+    """An eager step of JAX's donates the rows it writes into; what fails after that has lost them."""
+
+    class Fails(keras.metrics.Mean):
+        def update_state(self, *arguments, **keywords):
+            raise KeyboardInterrupt
+
+    x, y = data
+    model, callback = make(run_eagerly=True), XBMCallback(capacity=32, warmup=2)
+    fit(model, x, y, callback, epochs=1)
+    model.compile("sgd", run_eagerly=True, metrics=[Fails()])
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, x, y, callback, epochs=1)
+    model.compile("sgd")
+    with pytest.raises(RuntimeError, match="go on with a new XBMCallback"):
+        fit(model, x, y, callback)
+    again = XBMCallback(capacity=32)
+    fit(model, x, y, again, epochs=1)
+    assert len(again.rows().labels) == 32
+
+
+def test_rows_that_are_not_finite(data):
+    """Skipped and counted; refused by name where a step can look at values."""
+    x, y = data
+    x = x.copy()
+    x[3] = np.nan
+    callback = XBMCallback(capacity=64)
+    make("sequential").fit(x[:8], y[:8], verbose=0, callbacks=[callback])
+    assert callback.report["skipped"] == 1
+    assert len(callback.rows().labels) == 7
+    eager = keras.backend.backend() != "jax"
+    with pytest.raises((ValueError, RuntimeError), match="not finite" if eager else "reads values"):
+        make(run_eagerly=True).fit(x[:8], y[:8], verbose=0, callbacks=[XBMCallback(on_nonfinite="raise")])
+
+
 def test_a_step_without_compute_loss_is_refused(data):
     class OwnStep(keras.Model):
         def __init__(self):

@@ -133,6 +133,21 @@ def test_a_hand_written_jax_step(data):
     expected.remembers(model.xbm.rows())
 
 
+def test_a_step_that_drops_the_layers_memory_shows(data):
+    import jax
+
+    x, y = data
+    model = WithLayer()
+    inputs = {"image": x[:8], "label": y[:8]}
+    model(inputs)
+    state = [[v.value for v in one] for one in (model.trainable_variables, model.non_trainable_variables)]
+    assert len(model.xbm.rows().labels) == 0
+    jax.jit(lambda one: model.stateless_call(*state, one, training=True)[0])(inputs)
+    for look in (lambda: model.xbm.rows(), lambda: model.xbm.report):
+        with pytest.raises(RuntimeError, match="its variables are as before"):
+            look()
+
+
 def test_the_layer_refuses_a_step_without_its_variables(data):
     import jax
 

@@ -1,5 +1,6 @@
-"""A TensorFlow strategy of replicas: in a file of its own, since devices are split before TensorFlow starts."""
+"""Several devices: each test is a process of its own, since devices are split before a backend starts."""
 
+import os
 import subprocess
 import sys
 
@@ -40,3 +41,29 @@ def test_replicas_are_refused(case):
     )
     assert run.returncode != 0
     assert "MirroredStrategy runs 2 replicas, each of which would see and store its own part" in run.stderr
+
+
+PARALLEL = """
+import keras, numpy as np
+from tests.integrations.keras.simulation import Simulation, make, weights_at_first
+from xbm.integrations.keras import XBMCallback
+
+assert len(keras.distribution.list_devices()) == 2
+keras.distribution.set_distribution(keras.distribution.DataParallel())
+x, y = np.random.default_rng(0).normal(size=(48, 6)).astype("float32"), np.arange(48) % 5
+model, callback = make(), XBMCallback(capacity=32, warmup=2)
+history = model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=[callback])
+Simulation(weights_at_first(), capacity=32, warmup=2).fit(x, y, epochs=2).agrees(history, model, callback)
+try:
+    model.fit(x, y + 2**40, batch_size=8, verbose=0, callbacks=[callback])
+except ValueError as refused:
+    assert "labels reach from" in str(refused)
+else:
+    raise AssertionError("labels were cut off")
+"""
+
+
+def test_data_parallel_sees_the_whole_batch():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    run = subprocess.run([sys.executable, "-c", PARALLEL], capture_output=True, text=True, timeout=300, env=environment)
+    assert run.returncode == 0, run.stderr

@@ -11,6 +11,9 @@ from xbm.experiments.plan import CONV
 from xbm.experiments.retrieval import blocks
 from xbm.integrations.keras import XBMCallback
 
+# Keras adds it before the correction for a late start, others after it: at the first step this is their 1e-8.
+EPSILON = 1e-8 * (1 - 0.999) ** 0.5
+
 
 def one_thread():
     """Use one thread of the CPU."""
@@ -29,7 +32,7 @@ class Engine:
     def __init__(self, plan, shape):
         self.model = conv_net(plan.dim, shape, seed=plan.seed)
         self.rates = keras.optimizers.schedules.CosineDecay(plan.learning_rate, plan.steps)  # those of the batches
-        self.model.compile(keras.optimizers.Adam(self.rates, epsilon=1e-8))
+        self.model.compile(keras.optimizers.Adam(self.rates, epsilon=EPSILON))
         self.callback = XBMCallback(
             capacity=plan.capacity if plan.weight else 1,
             loss=plan.loss,

@@ -1,0 +1,197 @@
+"""TensorFlow: in graphs that take batches of any size, under XLA, and with the memory in variables."""
+
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import xbm
+from xbm import backends
+from xbm.backends.namespaces import tensorflow as xp
+from xbm.memory import MemoryState
+
+SIZES = [8, 3, 8, 1, 20, 3, 8]  # of batches, into 12 slots
+LOSSES = [
+    {},
+    {"loss": xbm.Contrastive(reduction="sum"), "copies": "keep"},
+    {"loss": "multi-similarity", "miner": "multi-similarity"},
+    {"loss": "batch-hard-triplet"},
+    {"loss": "supcon", "in_batch": False},
+]
+
+
+def batches(sizes=SIZES, dim=4, seed=0):
+    """Yield `(x, labels, ids)` of NumPy, returning samples among them."""
+    rng = np.random.default_rng(seed)
+    for size in sizes:
+        ids = rng.integers(30, size=size)
+        yield rng.normal(size=(size, dim)).astype(np.float32), ids % 3, ids
+
+
+def variables(capacity, dim):
+    """Return an empty memory that is written in place."""
+    return MemoryState(*(tf.Variable(one, trainable=False) for one in xbm.init(capacity=capacity, dim=dim, xp=xp)))
+
+
+def keep(memory, state):
+    """Assign what was not written in place."""
+    for variable, new in zip(memory, state, strict=True):
+        if new is not variable:
+            variable.assign(new)
+
+
+def train_step(objective, memory):
+    """Return a step over a memory in variables, whose gradient is TensorFlow's own."""
+
+    def step(x, labels, ids):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            result = objective.step(memory, x, labels, ids=ids)
+        keep(memory, result.state)
+        return result.loss, tape.gradient(result.loss, x), result.gradient, result.report
+
+    return step
+
+
+def signature(dim=4):
+    """Return the arguments of a step for batches of any size."""
+    return [tf.TensorSpec([None, dim], tf.float32), *[tf.TensorSpec([None], tf.int64)] * 2]
+
+
+@pytest.mark.parametrize("how", ["eager", "graph", "xla"])
+@pytest.mark.parametrize("options", LOSSES, ids=str)
+def test_it_is_numpys_step_and_traced_once(options, how):
+    objective = xbm.Objective(warmup=1, block_rows=2, **options)  # 12 rows: six blocks, a loop
+    memory, plain = variables(12, 4), xbm.init(capacity=12, dim=4)
+    step, sizes = train_step(objective, memory), SIZES
+    if how != "eager":
+        step = tf.function(step, input_signature=signature(), jit_compile=how == "xla")
+    if how == "graph":
+        sizes = [*SIZES, 0, 8]
+    for batch in batches(sizes):
+        loss, gradient, closed, report = step(*map(tf.constant, batch))
+        expected = objective.step(plain, *batch[:2], ids=batch[2])
+        plain = expected.state
+        np.testing.assert_allclose(loss, expected.loss, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(gradient, expected.gradient, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(gradient, closed)
+        np.testing.assert_allclose(report, expected.report, rtol=1e-4, atol=1e-5)
+        for name, one, other in zip(MemoryState._fields, memory, plain, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6 if name == "embeddings" else 0, err_msg=name)
+    if how != "eager":
+        assert step.experimental_get_tracing_count() == 1
+
+
+@pytest.mark.parametrize("how", ["eager", "graph"])
+def test_states_may_be_tensors(how):
+    """Then every write is a copy, and nothing but the returned state changes."""
+    objective, state, plain = xbm.Objective(warmup=0), xbm.init(capacity=12, dim=4, xp=xp), xbm.init(capacity=12, dim=4)
+    step = tf.function(objective.step) if how == "graph" else objective.step
+    for batch in batches([8, 8]):
+        before = [tf.identity(one) for one in state]
+        result = step(state, *map(tf.constant, batch[:2]))
+        for one, other in zip(state, before, strict=True):
+            np.testing.assert_array_equal(one, other)
+        state, expected = result.state, objective.step(plain, *batch[:2])
+        plain = expected.state
+        np.testing.assert_allclose(result.loss, expected.loss, rtol=1e-5)
+
+
+def test_a_last_block_may_be_shorter():
+    losses = []
+    for block_rows in (5, 100):
+        step = tf.function(train_step(xbm.Objective(warmup=0, block_rows=block_rows), variables(18, 4)))
+        for batch in batches([18, 8]):
+            found = step(*map(tf.constant, batch))
+        losses.append(found)
+    for one, other in zip(*losses, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_under_xla_no_array_of_the_memorys_size_is_copied():
+    memory = variables(1024, 16)
+    step = tf.function(train_step(xbm.Objective(warmup=0), memory), jit_compile=True)
+    batch = [tf.constant(one) for one in next(batches([8], dim=16))]
+    step(*batch)
+    program = step.experimental_get_compiler_ir(*batch)(stage="optimized_hlo")
+    assert re.search(r"= f32\[1024,16\]\S* (scatter|fusion|while)\(", program)
+    assert not re.findall(r"= f32\[1024,16\]\S* copy\(.*", program)
+
+
+def test_keys_get_their_gradient():
+    objective, state = xbm.Objective(warmup=0), xbm.init(capacity=8, dim=4, xp=xp)
+    (x, labels, _), (k, _, _) = (map(tf.constant, batch) for batch in batches([6, 6]))
+    with tf.GradientTape() as tape:
+        tape.watch([x, k])
+        result = objective.step(state, x, labels, keys=k)
+    for one, other in zip(tape.gradient(result.loss, [x, k]), (result.gradient, result.key_gradient), strict=True):
+        assert np.any(one)
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_gradient_is_scaled_in_its_own_precision():
+    objective, state = xbm.Objective(warmup=0, weight=1e-9, in_batch=False), xbm.init(capacity=8, dim=4, xp=xp)
+    x, labels, _ = map(tf.constant, next(batches([6])))
+    half = tf.cast(x, tf.float16)
+    with tf.GradientTape() as tape:
+        tape.watch(half)
+        loss = objective.step(state, half, labels * 0).loss * 2.0**30
+    gradient = tape.gradient(loss, half)
+    assert gradient.dtype == tf.float16
+    assert np.count_nonzero(gradient) == 24
+    assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("how", ["eager", "graph"])
+def test_a_function_is_a_loss_and_learns(how):
+    scale, memory = tf.Variable(0.7), variables(8, 4)
+    objective = xbm.Objective(
+        loss=lambda S, positive, negative: scale * xp.sum(xp.where(positive, (1 - S) ** 2, 0.0), axis=1), warmup=0
+    )
+    x, labels, _ = map(tf.constant, next(batches([6])))
+
+    def step(x, labels):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            result = objective.step(memory, x, labels)
+        keep(memory, result.state)
+        return result.loss, tape.gradient(result.loss, [x, scale])
+
+    loss, found = (tf.function(step) if how == "graph" else step)(x, labels)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        z = tf.math.l2_normalize(x, axis=1)
+        same = (labels[:, None] == labels[None]) & ~tf.eye(6, dtype=tf.bool)
+        similarities = (tf.matmul(z, other, transpose_b=True) for other in (z, tf.stop_gradient(z)))
+        expected = scale * sum(tf.reduce_sum(tf.where(same, (1 - S) ** 2, 0.0)) for S in similarities) / 6
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    for one, other in zip(found, tape.gradient(expected, [x, scale]), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_large_labels_are_exact_in_a_graph():
+    memory = variables(4, 1)
+    large = tf.constant([2**24 + 1, 2**31 + 7, 2**40 + 5, 2**63 - 1])
+    tf.function(train_step(xbm.Objective(), memory))(tf.ones((4, 1)), large, large)
+    assert memory.labels.numpy().tolist() == memory.ids.numpy().tolist() == large.numpy().tolist()
+
+
+def test_raising_on_values_is_refused_in_a_graph():
+    objective, state = xbm.Objective(on_nonfinite="raise"), xbm.init(capacity=2, dim=1, xp=xp)
+    x, labels = tf.constant([[np.nan]]), tf.constant([0], tf.int64)
+    with pytest.raises(RuntimeError, match='which a compiler cannot: use "skip"'):
+        tf.function(lambda x, labels: objective.step(state, x, labels).loss)(x, labels)
+    with pytest.raises(ValueError, match="1 of the embeddings"):
+        objective.step(state, x, labels)
+
+
+def test_variables_and_symbols_are_arrays_of_tensorflow():
+    assert backends.array_namespace(tf.Variable(0.0)) is backends.array_namespace(tf.zeros(())) is xp
+
+    @tf.function
+    def traced(x):
+        assert backends.array_namespace(x) is xp
+        return x
+
+    traced(tf.zeros(()))
