@@ -266,7 +266,7 @@ CALLS = {
     "zeros": (EVERY, shaped),
     "zeros_like": (EVERY, like),
 }
-NO_CALL = {"finfo", "isdtype"}  # asked of dtypes, below
+NO_CALL = {"finfo", "iinfo", "isdtype"}  # asked of dtypes, below
 ROUNDED = {"exp", "log", "logaddexp", "mean", "sqrt"}
 VALUES_MAKE_SHAPES = {"nonzero"}  # not for XLA
 
@@ -549,6 +549,14 @@ def test_limits_are_the_standards(name):
         assert getattr(mine, field) == getattr(theirs, field)
     assert mine.dtype == getattr(xp, name)
     assert all(type(x) in (int, float) for x in mine[:-1])  # NumPy's own numbers would widen what they meet
+
+
+@pytest.mark.parametrize("name", ["int8", "int16", "int32", "int64", "uint8"])
+def test_limits_of_integers_are_the_standards(name):
+    mine, theirs = xp.iinfo(getattr(xp, name)), strict.iinfo(getattr(strict, name))
+    assert tuple(mine[:3]) == (theirs.bits, theirs.max, theirs.min)
+    assert mine.dtype == getattr(xp, name)
+    assert all(type(x) is int for x in mine[:3])
 
 
 def test_dtypes_that_are_left_out_are_tensorflows_default_or_64_bits():

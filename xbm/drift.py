@@ -13,6 +13,7 @@ from xbm import backends, checks
 from xbm.backends import Array, device_of
 from xbm.memory import MemoryState
 from xbm.normalization import normalize as unit
+from xbm.pairs import bounded, look_up
 
 
 class Drift(NamedTuple):
@@ -64,19 +65,17 @@ def returning(state: MemoryState, embeddings: Array, ids: Array) -> Drift:
         return Drift(nothing, nothing)
 
     order = xp.argsort(ids, stable=True)
-    ours = xp.take(ids, order)
     newest_first = xp.remainder(state.cursor - 1 - xp.arange(capacity, dtype=integer, device=device), capacity)
     theirs = xp.take(state.ids, newest_first)
-    place = xp.searchsorted(ours, theirs)
-    place = xp.where(place < batch, place, 0)
-    hit = (xp.take(ours, place) == theirs) & (theirs >= 0)
+    place, met = look_up(bounded(xp.take(ids, order)), theirs)
+    hit = met & (theirs >= 0)
 
     # The n-th hit is where the running count of hits reaches n: fixed shapes, and no sort of M numbers.
     found = ops.running_count(hit)
     nth = xp.searchsorted(found, 1 + xp.arange(ops.length(ids, most=capacity), dtype=integer, device=device))
     valid = nth < capacity
     nth = xp.clip(nth, max=capacity - 1)
-    old, new = xp.take(newest_first, nth), xp.take(order, xp.take(place, nth))
+    old, new = xp.take(newest_first, nth), xp.take(order, xp.where(valid, xp.take(place, nth), 0))
 
     moved = xp.take(embeddings, new, axis=0) - xp.astype(
         xp.take(state.embeddings, old, axis=0), embeddings.dtype, copy=False

@@ -27,24 +27,37 @@ def batch_pairs(labels: Array, key_labels: Array | None = None, *, dtype: Any) -
     return xp.astype(same & usable, dtype), xp.astype(~same & usable, dtype)
 
 
+def bounded(ordered: Array) -> Array:
+    """Return rising integers (B,), maybe none, with the largest there is behind them: (B + 1,), for `look_up`."""
+    xp = array_namespace(ordered)
+    most = xp.full((1,), xp.iinfo(ordered.dtype).max, dtype=ordered.dtype, device=device_of(ordered))
+    return xp.concat([ordered, most])
+
+
+def look_up(ordered: Array, integers: Array) -> tuple[Array, Array]:
+    """Return the place of each integer (m,) among `bounded` ones, and whether it is there."""
+    xp, ops = backends.of(integers)
+    place = xp.searchsorted(ordered, integers)
+    return place, (xp.take(ordered, place) == integers) & (place < ops.length(ordered) - 1)
+
+
 class Keys(NamedTuple):
     """Integers of B >= 1 anchors, ready to be looked up by those of many rows."""
 
-    ordered: Array  # (B,) integer
+    ordered: Array  # (B + 1,) integer, the last one bounds what is found
     places: Array  # (B,) floating point, place of each anchor's integer among the ordered ones
 
     @classmethod
     def of(cls, integers: Array, dtype: Any) -> Self:
         """Sort the anchors' integers (B,) once."""
         xp = array_namespace(integers)
-        ordered = xp.sort(integers)
+        ordered = bounded(xp.sort(integers))
         return cls(ordered, xp.astype(xp.searchsorted(ordered, integers), dtype))
 
     def places_of(self, integers: Array) -> Array:
         """Return the place of each row's integer (m,) among the anchors', -1 where it is none of theirs."""
-        xp, ops = backends.of(integers)
-        place = xp.searchsorted(self.ordered, integers)
-        met = xp.take(self.ordered, xp.where(place < ops.length(self.ordered), place, 0)) == integers
+        xp = array_namespace(integers)
+        place, met = look_up(self.ordered, integers)
         return xp.astype(xp.where(met, place, -1), self.places.dtype)
 
     def equal(self, places: Array) -> Array:

@@ -50,7 +50,7 @@ class XBMCallback(keras.callbacks.Callback):
     copies : {"exclude", "keep"}
         With `ids=`, whether older rows of an anchor's own sample are left out of its pairs.
     on_nonfinite : {"skip", "raise"}
-        Leave rows with NaN or infinity out of the memory and count them, or raise (in eager steps, not on JAX).
+        Leave rows with NaN or infinity out of the memory and count them, or raise (with `run_eagerly=True`).
     embeddings : str or callable, optional
         Which output is the embedding: the name of an output or of a layer, or a function of y_pred; the only output
         if left out.

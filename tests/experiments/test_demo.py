@@ -2,15 +2,17 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
-from xbm.experiments import glyphs
+from xbm.experiments import engines, glyphs
 from xbm.experiments.cli import main
 from xbm.experiments.demo import one_run
-from xbm.experiments.plan import Plan, plan_of
+from xbm.experiments.plan import FRAMEWORKS, Plan, plan_of
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +32,12 @@ def test_quick_demo_ends_with_a_table_and_a_report(tmp_path):
     assert result.exit_code == 0, result.output
     for column in ("R@1", "MAP@R", "seconds", "memory MB", "in-batch only", "difference"):
         assert column in result.output
+    assert f"torch {torch.__version__}" in result.output
     for figure in ("loss", "fill", "pairs", "drift"):
         assert figure in result.output
     page = (tmp_path / "a" / "b" / "report.html").read_text()
     assert "in-batch only" in page
+    assert f"torch {torch.__version__}" in page
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["report.html"]
 
 
@@ -74,6 +78,7 @@ def test_the_warmup_is_a_quarter_of_the_steps_at_most(options, steps, warmup):
         (["--out", "taken"], "is a file"),
         (["--out", "taken/below"], "cannot write into taken/below: Not a directory"),
         (["--capacity", "8"], "No such option"),
+        (["--framework", "mxnet"], "'mxnet' is not one of 'torch', 'keras', 'jax'"),
     ],
 )
 def test_refuses_with_a_sentence(arguments, sentence, tmp_path, monkeypatch):
@@ -109,7 +114,23 @@ from xbm.experiments.cli import main
 try:
     main([sys.argv[1], "--help"])
 finally:
-    assert "torch" not in sys.modules
+    assert not {"torch", "keras", "tensorflow", "jax"} & set(sys.modules)
 """
     run = [sys.executable, "-c", program, command]
     assert option in subprocess.run(run, capture_output=True, text=True, check=True).stdout
+
+
+def test_what_the_frameworks_share_imports_none():
+    program = """
+import sys
+from xbm.experiments import demo, training
+assert not {"torch", "keras", "tensorflow", "jax"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_every_framework_has_its_engine(framework):
+    source = Path(engines.__file__).with_name(f"{framework}.py").read_text()
+    for name in ("class Engine", "def one_thread(", "def versions(", "def embed(", "def figures("):
+        assert name in source

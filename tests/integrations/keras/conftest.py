@@ -69,6 +69,20 @@ def _float32_and_no_names_of_before():
     keras.config.set_dtype_policy("float32")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compile_once(tmp_path_factory):
+    """On JAX, have tests of the same model share what they compile, which is where their time goes."""
+    if BACKEND == "jax":
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jax")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    yield
+    if BACKEND == "jax":
+        jax.config.update("jax_compilation_cache_dir", None)
+
+
 @pytest.fixture
 def quick_compiler(monkeypatch):
     """Have PyTorch trace a step as a whole and run it without generating code, which takes minutes."""

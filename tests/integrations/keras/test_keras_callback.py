@@ -247,14 +247,18 @@ def test_a_lost_memory_is_refused(data):
     """An eager step of JAX's donates the rows it writes into; what fails after that has lost them."""
 
     class Fails(keras.metrics.Mean):
-        def update_state(self, *arguments, **keywords):
-            raise KeyboardInterrupt
+        calls = 0
+
+        def update_state(self, y_true, y_pred, sample_weight=None):
+            self.calls += 1
+            if self.calls == 3:  # the first is Keras' own, to build it; the first step's failure loses the model
+                raise ZeroDivisionError
 
     x, y = data
     model, callback = make(run_eagerly=True), XBMCallback(capacity=32, warmup=2)
     fit(model, x, y, callback, epochs=1)
     model.compile("sgd", run_eagerly=True, metrics=[Fails()])
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(ZeroDivisionError):
         fit(model, x, y, callback, epochs=1)
     model.compile("sgd")
     with pytest.raises(RuntimeError, match="go on with a new XBMCallback"):
@@ -273,8 +277,7 @@ def test_rows_that_are_not_finite(data):
     make("sequential").fit(x[:8], y[:8], verbose=0, callbacks=[callback])
     assert callback.report["skipped"] == 1
     assert len(callback.rows().labels) == 7
-    eager = keras.backend.backend() != "jax"
-    with pytest.raises((ValueError, RuntimeError), match="not finite" if eager else "reads values"):
+    with pytest.raises(ValueError, match="1 of the embeddings .* are not finite"):
         make(run_eagerly=True).fit(x[:8], y[:8], verbose=0, callbacks=[XBMCallback(on_nonfinite="raise")])
 
 

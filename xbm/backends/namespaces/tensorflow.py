@@ -42,6 +42,7 @@ __all__ = [
     "float64",
     "full",
     "full_like",
+    "iinfo",
     "inf",
     "int8",
     "int16",
@@ -109,6 +110,19 @@ def finfo(type: DType, /) -> Limits:
     info = ml_dtypes.finfo(type.as_numpy_dtype)
     eps, most, least, normal = (float(x) for x in (info.eps, info.max, info.min, info.smallest_normal))
     return Limits(info.bits, eps, most, least, normal, type)
+
+
+class IntegerLimits(NamedTuple):
+    """What an integer dtype can hold."""
+
+    bits: int
+    max: int
+    min: int
+    dtype: DType
+
+
+def iinfo(type: DType, /) -> IntegerLimits:
+    return IntegerLimits(8 * type.size, type.max, type.min, type)
 
 
 _KINDS: dict[str, Callable[[DType], Flag]] = {
