@@ -110,6 +110,8 @@ NEEDS = {
     "tests/test_jax.py": ("jax",),
     "tests/test_tensorflow.py": ("tensorflow",),
     "tests/experiments": ("torch", "matplotlib", "rich", "safetensors"),
+    "tests/experiments/test_jax_engine.py": ("torch", "jax", "flax", "optax"),
+    "tests/experiments/test_keras_engine.py": ("torch", "keras"),
     "tests/integrations/keras": ("keras",),
     "tests/test_tensorflow_namespace.py": ("tensorflow", "array_api_strict"),
     "tests/test_docs.py": ("torch",),
@@ -124,7 +126,7 @@ DATA = {"XBM_OMNIGLOT": "Omniglot's pictures are not part of the repository: the
 
 def required():
     """Return the names of the backends that are asked for."""
-    names = [name for name in os.environ.get("XBM_REQUIRE_BACKENDS", "").split(",") if name]
+    names = os.environ.get("XBM_REQUIRE_BACKENDS", "").replace(",", " ").split()
     unknown = set(names) - set(ROWS)
     if unknown:
         raise ValueError(f"XBM_REQUIRE_BACKENDS names {sorted(unknown)}, the table has {sorted(ROWS)}")
