@@ -1,4 +1,4 @@
-"""The command: `python -m benchmarks [step] [enqueue] [memory] [retrieval]`, all four without a name."""
+"""The command: `python -m benchmarks [step] [enqueue] [libraries] [memory] [retrieval]`, all without a name."""
 
 import json
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ import click
 import torch
 from rich.console import Console
 
-from benchmarks import enqueue, machine, memory, retrieval, step
+from benchmarks import enqueue, libraries, machine, memory, retrieval, step
 from xbm import losses
 
-BENCHMARKS = {"step": step, "enqueue": enqueue, "memory": memory, "retrieval": retrieval}
+BENCHMARKS = {"step": step, "enqueue": enqueue, "libraries": libraries, "memory": memory, "retrieval": retrieval}
 
 
 @dataclass(frozen=True, kw_only=True)
