@@ -63,8 +63,8 @@ def run(options):
     table = Table(
         f"The enqueue on every library, B = {options.batch}, D = {options.dim}",
         ("M", *here),
-        f"Fastest (median) of {options.rounds} interleaved rounds, from NumPy's batch to the cursor on the host: that and "
-        "the checks are a fixed cost. JAX compiled with a donated memory, TensorFlow in a graph with the memory in "
+        f"Fastest (median) of {options.rounds} interleaved rounds, from NumPy's batch to the cursor on the host: that "
+        "and the checks are a fixed cost. JAX compiled with a donated memory, TensorFlow in a graph with the memory in "
         "variables; array_api_strict, whose standard has no scatter, copies.",
     )
     ready = {(size, name): Enqueue(name, size, options.dim) for size in options.sizes for name in here}

@@ -36,7 +36,9 @@ def test_the_first_losses_are_those_of_torch(data, options):
 def test_left_and_taken_up_again(data):
     _, whole = pair(data, "jax")
     _, parted = pair(data, "jax")
-    assert losses(parted, until=3) + losses(parted) == losses(whole)
+    first = losses(parted, until=3)
+    assert len(first) == parted.step == 3
+    assert first + losses(parted) == losses(whole)
 
 
 def test_the_outcome_after_one_compilation(data):

@@ -55,8 +55,7 @@ def array_namespace(x: Array) -> Namespace:
     """
     kind = type(x)
     if kind not in _namespaces:
-        ours = f"{__name__}.namespaces.{kind.__module__.split('.')[0]}"
-        _namespaces[kind] = import_module(ours) if find_spec(ours) else array_api_compat.array_namespace(x)
+        _namespaces[kind] = _ours(kind.__module__.split(".")[0]) or array_api_compat.array_namespace(x)
     return _namespaces[kind]
 
 
@@ -88,9 +87,19 @@ def operations(xp: Namespace) -> ModuleType:
     if name not in _loaded:
         module = f"{__name__}.{name}"
         _loaded[name] = import_module(module if find_spec(module) else f"{__name__}.standard")
+        _ours(name)
     return _loaded[name]
+
+
+def _ours(library: str) -> Namespace | None:
+    """Return our own namespace of a library, None if it has a better one."""
+    if library not in _own:
+        module = f"{__name__}.namespaces.{library}"
+        _own[library] = import_module(module) if find_spec(module) else None
+    return _own[library]
 
 
 # Plain dicts: torch.compile looks through functools.cache, and warns.
 _namespaces: dict[type, Namespace] = {}  # by type of array
 _loaded: dict[str, ModuleType] = {}  # operations by name of library
+_own: dict[str, Namespace | None] = {}  # by name of library
