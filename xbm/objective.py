@@ -213,7 +213,7 @@ class Objective:
         B = max(B, 1) if isinstance(B, int) else xp.astype(xp.clip(B, min=1), batch.z.dtype)
         batch_loss, memory_loss = xp.sum(in_batch.value) / B, self.weight * xp.sum(in_memory.value) / B
 
-        loss, gradients = batch_loss + memory_loss, [None, None]
+        loss, gradients = batch_loss + memory_loss, []
         if gradient:
             of_anchors, of_keys = (in_batch.gradient + self.weight * in_memory.gradient) / B, in_batch.of_keys / B
             if batch.keys is None:
@@ -222,7 +222,8 @@ class Objective:
                 known = [(batch.queries, of_anchors), (batch.keys, of_keys)]
             wide = [(side.x, side.to_input(dz)) for side, dz in known]
             loss = ops.attach_gradient(loss, *wide)
-            gradients[: len(wide)] = (xp.astype(dx, x.dtype, copy=False) for x, dx in wide)
+            gradients = [xp.astype(dx, x.dtype, copy=False) for x, dx in wide]
+        dx, dk = (*gradients, None, None)[:2]
 
         nothing = xp.full((), xp.nan, dtype=xp.float32, device=device_of(batch.z))
         figures = {
@@ -235,7 +236,7 @@ class Objective:
             "skipped": state.skipped,
         }
         report = ops.stop_gradient(xp.stack([xp.astype(figures[name], xp.float32) for name in REPORT]))
-        return Step(loss, *gradients, state, report)
+        return Step(loss, dx, dk, state, report)
 
     def _batch_term(self, batch: Batch, *, gradient: bool) -> _Term:
         """Compare the batch with itself, or with its keys; the gradient is two-sided."""

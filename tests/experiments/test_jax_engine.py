@@ -88,4 +88,4 @@ def test_a_missing_package_is_named(tmp_path):
     assert result.returncode == 2
     (sentence,) = result.stderr.strip().splitlines()
     assert sentence.startswith("Error: --framework jax needs the package optax, which is not installed: pip install")
-    assert "xbm[demo,jax]" in sentence
+    assert "xbm[demo-jax]" in sentence

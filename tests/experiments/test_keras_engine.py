@@ -104,4 +104,4 @@ def test_a_missing_package_is_named(tmp_path):
     assert result.returncode == 2
     sentence = result.stderr.strip().splitlines()[-1]
     assert sentence.startswith("Error: --framework keras needs the package keras, which is not installed: pip install")
-    assert "xbm[demo,keras]" in sentence
+    assert "xbm[demo-keras]" in sentence

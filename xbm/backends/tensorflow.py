@@ -128,11 +128,10 @@ def attach_gradient(value: tf.Tensor, *pairs: tuple[tf.Tensor, tf.Tensor]) -> tf
     """
     xs, gradients = zip(*pairs, strict=True)
 
-    @tf.custom_gradient
     def closed_form(value: tf.Tensor, *xs: tf.Tensor) -> Any:
         def backward(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
             return upstream, *(tf.cast(upstream * g, x.dtype) for g, x in zip(gradients, xs, strict=True))
 
         return tf.identity(value), backward
 
-    return closed_form(value, *xs)
+    return tf.custom_gradient(closed_form)(value, *xs)

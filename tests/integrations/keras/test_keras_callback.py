@@ -197,6 +197,19 @@ def test_a_second_callback_begins_anew(data):
     simulated = Simulation(begun.W, capacity=16, warmup=0).fit(x, y, epochs=1)
     simulated.agrees(history, model, second)
     begun.remembers(first.rows())
+    assert model.metrics.count(second.memory) == 1
+    assert first.memory not in model.metrics
+
+
+def test_a_model_that_was_compiled_before(data):
+    """Keras keeps a step that it has compiled, and JAX knows one by the method it was made of."""
+    x, y = data
+    model, callback = make(loss=InBatchLoss()), XBMCallback(capacity=32, warmup=2, in_batch=False)
+    fit(model, x, y, keras.callbacks.Callback(), epochs=1, validation_data=(x, y))
+    model.set_weights([weights_at_first()])
+    history = fit(model, x, y, callback, validation_data=(x, y))
+    simulated = Simulation(weights_at_first(), capacity=32, warmup=2)
+    simulated.fit(x, y, epochs=3, validation=(x, y)).agrees(history, model, callback)
 
 
 def test_one_callback_on_another_model_begins_anew(data):
@@ -277,7 +290,7 @@ def test_rows_that_are_not_finite(data):
     make("sequential").fit(x[:8], y[:8], verbose=0, callbacks=[callback])
     assert callback.report["skipped"] == 1
     assert len(callback.rows().labels) == 7
-    with pytest.raises(ValueError, match="1 of the embeddings .* are not finite"):
+    with pytest.raises(ValueError, match=r"1 of the embeddings .* are not finite"):
         make(run_eagerly=True).fit(x[:8], y[:8], verbose=0, callbacks=[XBMCallback(on_nonfinite="raise")])
 
 

@@ -209,6 +209,13 @@ def test_the_layer_under_mixed_precision_keeps_float32(data):
     np.testing.assert_allclose(np.linalg.norm(layer.rows().embeddings, axis=1), 1, atol=1e-6)
 
 
+def test_the_layer_leaves_the_dtype_of_embeddings(data):
+    x, y = data
+    layer = XBM(capacity=32, passthrough=True)
+    passed = layer(keras.ops.cast(x[:8], "float16"), y[:8])
+    assert keras.backend.standardize_dtype(passed.dtype) == "float16"
+
+
 @pytest.mark.parametrize("name", ["contrastive", "multi-similarity", "batch-hard-triplet", "supcon"])
 def test_the_loss_is_the_cores(name, data):
     x, y = data

@@ -39,9 +39,9 @@ def of(framework: str) -> ModuleType:
         return import_module(f"{__name__}.{framework}")
     except ModuleNotFoundError as error:
         package, _, _ = (error.name or framework).partition(".")
+        extra = "demo" if framework == "torch" else f"demo-{framework}"
         raise InputError(
-            f"--framework {framework} needs the package {package}, which is not installed: pip install "
-            f"xbm[demo,{framework}]"
+            f"--framework {framework} needs the package {package}, which is not installed: pip install xbm[{extra}]"
         ) from error
 
 

@@ -52,13 +52,15 @@ class Engine:
     def fit(self, batches, after):
         """Train on one batch after another; end where `after(loss)` is true."""
 
-        def took():
+        def took(batch, logs):
             now = self.callback.report
-            return after(now["batch_loss"] + now["memory_loss"])
+            if after(now["batch_loss"] + now["memory_loss"]):
+                self.model.stop_training = True
 
         given = ((as_input(one.images), {"labels": one.labels, "ids": one.ids}) for one in batches)
         options = {"steps_per_epoch": len(batches), "shuffle": False, "verbose": 0}
-        self.model.fit(given, callbacks=[self.callback, After(took)], **options)
+        callbacks = [self.callback, keras.callbacks.LambdaCallback(on_train_batch_end=took)]
+        self.model.fit(given, callbacks=callbacks, **options)
 
     def embed(self, images):
         """Return the embeddings (n, D) of pictures (n, C, H, W) uint8, on the host."""
@@ -67,18 +69,6 @@ class Engine:
     def figures(self):
         """Return the figures of the last step, name to float."""
         return dict(self.callback.report)
-
-
-class After(keras.callbacks.Callback):
-    """Calls a function after every batch, and stops the training where it returns true."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.function():
-            self.model.stop_training = True
 
 
 def as_input(images):
