@@ -83,6 +83,24 @@ def test_what_is_positive(backend, x):
     np.testing.assert_array_equal(backend.numpy(ops.is_positive(array)), (x > 0).astype(x.dtype))
 
 
+def test_lengths(backend):
+    x = backend.array(np.zeros((3, 5)))
+    _, ops = backends.of(x)
+    assert [int(n) for n in (ops.length(x), ops.length(x, 1), ops.length(x, most=2), ops.length(x, most=9))] == [
+        3,
+        5,
+        2,
+        3,
+    ]
+
+
+def test_what_waits_is_unchanged(backend):
+    x = backend.array(np.asarray(7))
+    _, ops = backends.of(x)
+    for value in (0.0, 2.0, np.nan):
+        assert int(ops.after(x, backend.array(np.asarray(value)))) == 7
+
+
 def test_a_known_scalar_is_its_value(backend):
     _, ops = backends.of(backend.array(np.zeros(1)))
     assert ops.known(backend.array(np.asarray(7))) in (7, None)

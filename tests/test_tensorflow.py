@@ -170,6 +170,16 @@ def test_a_function_is_a_loss_and_learns(how):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
+def test_lengths_in_a_graph_that_takes_any():
+    _, ops = backends.of(tf.zeros(()))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None])])
+    def lengths(x):
+        return ops.length(x), ops.length(x, 1), ops.length(x, most=2), ops.length(x, most=9)
+
+    assert [int(n) for n in lengths(tf.zeros((3, 5)))] == [3, 5, 2, 3]
+
+
 def test_large_labels_are_exact_in_a_graph():
     memory = variables(4, 1)
     large = tf.constant([2**24 + 1, 2**31 + 7, 2**40 + 5, 2**63 - 1])

@@ -39,7 +39,9 @@ class Attachment:
         has_loss = type(self.model).compute_loss is not keras.Model.compute_loss or "compute_loss" in vars(self.model)
 
         @wraps(original)
-        def compute_loss(x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        def compute_loss(
+            x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+        ) -> Any:
             if not self.active:
                 return _called(original, x, y, y_pred, sample_weight, training)
             if self.training is not None:
@@ -111,7 +113,7 @@ def place(model: keras.Model, memory: MemoryMetric) -> None:
     if previous is memory:
         return
     # A built subclassed model takes no more state; Keras' own layers open it in the same way for theirs.
-    tracker = getattr(model, "_tracker", None)
+    tracker: Any = getattr(model, "_tracker", None)
     locked = getattr(tracker, "locked", False)
     if locked:
         tracker.unlock()

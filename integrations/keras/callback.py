@@ -116,8 +116,8 @@ class XBMCallback(keras.callbacks.Callback):
         )
         self.capacity, self.dtype, self.dim = capacity, row_dtype(dtype), dim
         self.embeddings, self.labels, self.ids = embeddings, labels, ids
-        self.memory: MemoryMetric | None = None
-        self._outputs: Outputs | None = None
+        self.memory: Any = None  # MemoryMetric, once there is a model
+        self._outputs: Any = None  # Outputs
         self._attachment: Attachment | None = None
         self._of: keras.Model | None = None  # the model that the memory is of
         self._fitting = False
@@ -165,7 +165,8 @@ class XBMCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """See that this callback is the only one, and on JAX look at the data while they are on the host."""
-        if getattr(self.model, attachment.MEMORY, None) is not self.memory:
+        placed: Any = getattr(self.model, attachment.MEMORY, None)
+        if placed is not self.memory:
             self._detach()
             raise RuntimeError("fit was given two XBMCallbacks: a model has one memory")
         self._fitting = True

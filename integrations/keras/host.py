@@ -48,7 +48,7 @@ def _before_transfer(iterator: Iterator[Any], check: Check) -> Iterator[Any]:
 
     if inspect.isgenerator(iterator) and inspect.getgeneratorstate(iterator) == inspect.GEN_CREATED:
         known = inspect.getgeneratorlocals(iterator)
-        owner = known.get("self")
+        owner: Any = known.get("self")
         if "numpy_iterator" in known:
             return owner._one_batch_ahead_iterator(passed(known["numpy_iterator"]))
         if "distribution" in known:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import keras
 
 from xbm import backends, losses, memory, mining
-from xbm.losses import LossLike, RowLoss
+from xbm.losses import LossLike
 from xbm.mining import Miner
 from xbm.objective import Objective
 
@@ -56,7 +56,7 @@ class InBatchLoss(keras.losses.Loss):
         name: str = "in_batch_loss",
     ) -> None:
         super().__init__(name=name)
-        self.options = {"loss": loss, "miner": miner, "reduction": reduction, "normalize": normalize}
+        self.options: dict[str, Any] = {"loss": loss, "miner": miner, "reduction": reduction, "normalize": normalize}
         # Of an empty memory nothing is asked.
         self.objective = Objective(loss=losses.get(loss, reduction), miner=miner, weight=0, normalize=normalize)
 
@@ -88,11 +88,11 @@ class InBatchLoss(keras.losses.Loss):
         return cls(**(config | made))
 
 
-def serialized(choice: RowLoss | Miner | str | None) -> Any:
+def serialized(choice: LossLike | Miner | None) -> Any:
     """Return a name as it is, or a loss or miner of `xbm` as its class's name and options."""
     if choice is None or isinstance(choice, str):
         return choice
-    if type(choice).__name__ not in _known():
+    if not dataclasses.is_dataclass(choice) or isinstance(choice, type) or type(choice) not in _known().values():
         raise TypeError(
             f"{choice!r} cannot be saved with the model: compile again after loading, and load with compile=False"
         )

@@ -90,7 +90,7 @@ class Memory:
             saved = MemoryState(*(_widened(np.array(store[name])) for name in MemoryState._fields))
             self._assign(self._fitted(saved))
         elif self.begun:
-            self._assign(memory.init(capacity=self.capacity, dim=self.dim))
+            self._assign(memory.init(capacity=self.capacity, dim=self.embeddings.shape[1]))
 
     def _assign(self, state: MemoryState) -> None:
         if not self.begun:

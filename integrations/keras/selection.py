@@ -14,9 +14,9 @@ class Outputs:
 
     def __init__(self, model: keras.Model, name: str | Callable[[Any], Any] | None) -> None:
         self.model, self.name = model, name
-        self.layer, self.seen = None, []
-        if isinstance(name, str):
-            self.layer = next((layer for layer in model.layers if layer.name == name), None)
+        named = isinstance(name, str)
+        self.layer = next((layer for layer in model.layers if named and layer.name == name), None)
+        self.seen: list[Any] = []
 
     def watch(self) -> None:
         """Have the named layer's outputs noted."""
@@ -83,8 +83,8 @@ class Outputs:
 
 def _outputs_by_shape(model: keras.Model) -> Any:
     """Return what a built subclassed model makes of inputs of the shape it was built with, symbolically."""
-    config = model.get_build_config() if model.built else None
-    shapes = (config or {}).get("input_shape") or (config or {}).get("shapes_dict")
+    config: dict[str, Any] = (model.get_build_config() if model.built else None) or {}
+    shapes = config.get("input_shape") or config.get("shapes_dict")
     if not shapes:
         return None
     symbols = _symbols(shapes)
