@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import xbm
 from tests import oracle
 from tests.pair_losses import NTXent
-from tests.strategies import capacities, histories
+from tests.strategies import capacities, histories, lengths
 from tests.test_memory import assert_same_state, snapshot
 from xbm import Block
 from xbm.normalization import normalize, through_normalize
@@ -37,7 +37,7 @@ def away_from_thresholds(z, keys, thresholds=(0.5, 1.0)):
     copies=st.sampled_from(["exclude", "keep"]),
     reduction=st.sampled_from(["mean", "sum"]),
     in_batch=st.booleans(),
-    block_rows=st.integers(1, 10),
+    block_rows=lengths(1, 10, [2, 10]),
 )
 def test_step_is_its_definition(backend, history, capacity, warmup, weight, copies, reduction, in_batch, block_rows):
     """Losses and memory of whole runs equal those of loops over a deque."""
@@ -81,8 +81,8 @@ def test_step_is_its_definition(backend, history, capacity, warmup, weight, copi
 @given(
     seed=st.integers(0, 2**32 - 1),
     calls=st.integers(1, 4),
-    capacity=st.integers(1, 12),
-    size=st.integers(1, 5),
+    capacity=lengths(1, 12, [1, 7]),
+    size=lengths(1, 5, [1, 4]),
     weight=st.sampled_from([0.5, 1.0]),
     reduction=st.sampled_from(["mean", "sum"]),
     in_batch=st.booleans(),
@@ -182,7 +182,7 @@ def test_warmup_is_the_plain_loss_exactly(backend, history, capacity):
     assert int(state.step) == len(history)
 
 
-@given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 6), repeat=st.integers(1, 3))
+@given(seed=st.integers(0, 2**32 - 1), size=lengths(1, 6, [1, 4]), repeat=st.integers(1, 3))
 def test_memory_that_holds_the_batch_has_its_value_and_the_anchors_gradient(backend, seed, size, repeat):
     rng = np.random.default_rng(seed)
     x, labels = backend.array(rng.normal(size=(size, 5))), backend.array(rng.integers(3, size=size))
@@ -250,7 +250,7 @@ def test_filled_rows_are_older_than_the_call_to_come(backend):
     assert float(result.report[REPORT.index("drift_age")]) == 1
 
 
-@given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 5), more=st.integers(0, 3), capacity=capacities)
+@given(seed=st.integers(0, 2**32 - 1), size=lengths(1, 5, [1, 4]), more=lengths(0, 3, [0, 2]), capacity=capacities)
 def test_queries_against_keys(backend, seed, size, more, capacity):
     """Keys are stored and compared; no query is, and nothing is excluded."""
     rng = np.random.default_rng(seed)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.oracle import contrastive, gradient
 from tests.pair_losses import LOSSES, HardestNegatives
+from tests.strategies import lengths
 from xbm import Block, Contrastive, LogSumExp, Sum, TopK
 from xbm.scan import scan
 
@@ -18,7 +19,7 @@ THRESHOLDS = (0.8, 0.5, 0.3)
 @st.composite
 def rows_of_pairs(draw):
     """Draw (S, P, N) as float64: cosines all different and away from every threshold, pairs at random."""
-    anchors, rows = draw(st.integers(1, 4)), draw(st.integers(1, 9))
+    anchors, rows = draw(lengths(1, 4, [1, 3])), draw(lengths(1, 9, [2, 9]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     grid = np.linspace(-0.93, 0.93, anchors * rows)
     for threshold in THRESHOLDS:
@@ -48,7 +49,7 @@ def test_weights_are_the_values_derivative(backend, loss, drawn):
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
-@given(drawn=rows_of_pairs(), block_rows=st.integers(1, 10), seed=st.integers(0, 1000))
+@given(drawn=rows_of_pairs(), block_rows=lengths(1, 10, [2, 10]), seed=st.integers(0, 1000))
 def test_any_block_size_is_one_block(backend, loss, drawn, block_rows, seed):
     _, P, N = drawn
     rng = np.random.default_rng(seed)
@@ -153,7 +154,7 @@ def test_log_sum_exp(backend, x, cut, weights):
     assert found == pytest.approx(float(np.logaddexp.reduce(terms)) if terms else -np.inf, rel=1e-12, abs=1e-12)
 
 
-@given(scores=st.lists(st.integers(0, 2), min_size=1, max_size=9), k=st.integers(1, 5), block=st.integers(1, 9))
+@given(scores=st.lists(st.integers(0, 2), min_size=1, max_size=9), k=lengths(1, 5, [1, 3]), block=lengths(1, 9, [2, 9]))
 def test_top_k_prefers_the_lowest_slot(backend, scores, k, block):
     S = np.asarray([scores], float)
     w = (np.arange(S.shape[1]) % 3 != 1).astype(float)[None]
