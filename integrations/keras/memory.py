@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from xbm import backends, checks, memory
+from xbm.integers import fits as within
 from xbm.memory import MemoryState, Rows
 
 
@@ -136,10 +137,7 @@ def row_dtype(dtype: Any) -> str:
 
 def fits(integers: Any) -> bool:
     """Tell whether NumPy integers fit the dtype of labels and ids."""
-    if integers.size == 0 or not np.issubdtype(integers.dtype, np.integer):
-        return True
-    limits = np.iinfo(integer_dtype())
-    return limits.min <= int(integers.min()) and int(integers.max()) <= limits.max
+    return not np.issubdtype(integers.dtype, np.integer) or within(integers, np.iinfo(integer_dtype()))
 
 
 def _widened(values: Any) -> Any:
