@@ -30,7 +30,7 @@ TYPICAL_BATCH = 64  # anchors, where a graph takes any number
 class Step(NamedTuple):
     """What one call returns."""
 
-    loss: Array  # () float32, or float64 if an input is
+    loss: Array  # () float32, or float64 if an input is; differentiable in x and keys where the library can
     gradient: Array | None  # (B, D) dL/dx in x's dtype; None if not asked for
     key_gradient: Array | None  # the same for keys; None without keys
     state: MemoryState  # after the call

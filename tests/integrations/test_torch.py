@@ -363,12 +363,15 @@ def test_the_memory_carries_no_graph():
     assert not any(buffer.requires_grad or buffer.grad_fn for buffer in module.buffers())
 
 
-def test_the_core_cuts_the_graph_itself():
+def test_the_core_cuts_the_graph_itself_and_its_loss_has_the_closed_form():
     x, labels, ids = next(numbers(0, 1))
     x.requires_grad_()
     state = core.enqueue(core.init(capacity=8, dim=4, xp=xp), x, labels, ids=ids)
     result = core.Objective(warmup=0).step(state, x, labels, ids=ids)
-    assert not any(array.requires_grad for array in (*state, *result.state, result.loss, result.gradient))
+    assert not any(array.requires_grad for array in (*state, *result.state, result.gradient, result.report))
+    result.loss.backward()
+    assert torch.equal(x.grad, result.gradient)
+    assert not core.Objective(warmup=0).step(state, x.detach(), labels, ids=ids).loss.requires_grad
 
 
 def test_a_device_is_never_waited_for():
