@@ -73,7 +73,7 @@ def init(
     checks.whole_number("capacity", capacity, at_least=1)
     checks.whole_number("dim", dim, at_least=1)
     dtype = xp.float32 if dtype is None else dtype
-    if dtype not in checks.floats(xp):
+    if isinstance(dtype, str) or dtype not in checks.floats(xp):  # TensorFlow's equal their names
         names = ", ".join(f"{backends.library(xp)}.{checks.dtype_name(one)}" for one in checks.floats(xp))
         raise TypeError(f"dtype must be one of {names}, got {checks.dtype_name(dtype)!r}")
 
