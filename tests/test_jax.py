@@ -109,6 +109,22 @@ def test_the_gradient_is_scaled_in_its_own_precision():
     assert jnp.all(jnp.isfinite(gradient))
 
 
+def test_second_derivatives_are_refused():
+    objective, state = xbm.Objective(warmup=0), xbm.init(capacity=8, dim=4, xp=jnp)
+    x, labels, _ = arrays(next(batches([6])))
+
+    def loss_of(x):
+        return objective.evaluate(state, x, labels, gradient=True).loss
+
+    for twice in (jax.hessian(loss_of), jax.grad(lambda x: jnp.sum(jax.grad(loss_of)(x) ** 2))):
+        for transform in (lambda f: f, jax.jit):
+            with pytest.raises(RuntimeError, match="first derivatives only"):
+                transform(twice)(x)
+    with pytest.raises(TypeError):
+        jax.jvp(loss_of, (x,), (x,))
+    assert jnp.any(jax.jit(jax.grad(jax.checkpoint(loss_of)))(x) != 0)
+
+
 def test_keys_get_their_gradient():
     objective, state = xbm.Objective(warmup=0), xbm.init(capacity=8, dim=4, xp=jnp)
     (x, labels, _), (k, _, _) = map(arrays, batches([6, 6]))

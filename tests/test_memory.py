@@ -202,6 +202,7 @@ def test_init_refuses_integer_rows(backend):
         ({"labels": np.zeros(2, np.uint64)}, TypeError, "labels must fit int64, got uint64"),
         ({"labels": np.zeros(3, np.int64)}, ValueError, r"labels must have shape \(2,\).*embeddings \(2, 3\).*\(3,\)"),
         ({"labels": np.zeros((2, 5), np.int64)}, ValueError, "one-hot"),
+        ({"labels": np.zeros((2, 5), np.float32)}, ValueError, "one-hot"),
         ({"embeddings": np.zeros((2, 4), np.float32)}, ValueError, r"shape \(B, 3\).*got \(2, 4\)"),
         ({"embeddings": np.zeros((3,), np.float32)}, ValueError, r"shape \(B, 3\).*got \(3,\)"),
         (

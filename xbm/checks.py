@@ -100,6 +100,7 @@ def integers(name: str, array: Array, rows: Array, like: Array, *, of: str = "em
     same_library(name, array, like)
     xp = array_namespace(like)
     shape = tuple(array.shape)
+    one_each(name, shape, rows, of)
     if xp.isdtype(array.dtype, ("real floating", "complex floating", "bool")):
         raise TypeError(
             f"{name} must be integers, got {dtype_name(array.dtype)} of shape {shape}: a float or bool cannot hold "
@@ -107,7 +108,6 @@ def integers(name: str, array: Array, rows: Array, like: Array, *, of: str = "em
         )
     if array.dtype == getattr(xp, "uint64", None):
         raise TypeError(f"{name} must fit int64, got uint64 of shape {shape}: cast them to int64")
-    one_each(name, shape, rows, of)
 
 
 def mask(name: str, array: Array, rows: Array, like: Array, *, of: str = "embeddings") -> None:

@@ -132,13 +132,24 @@ def _closed_form(value: Array, xs: tuple[Array, ...], gradients: tuple[Array, ..
 
 
 def _forward(value: Array, xs: tuple[Array, ...], gradients: tuple[Array, ...]) -> tuple[Array, Any]:
-    return value, (gradients, [jnp.empty((0,), x.dtype) for x in xs])
+    return value, (_differentiated_once(gradients, xs), [jnp.empty((0,), x.dtype) for x in xs])
 
 
 def _backward(kept: Any, upstream: Array) -> tuple[Any, ...]:
     gradients, like = kept
     scaled = tuple((upstream * g).astype(x.dtype) for g, x in zip(gradients, like, strict=True))
     return upstream, scaled, tuple(map(jnp.zeros_like, gradients))
+
+
+@jax.custom_jvp
+def _differentiated_once(gradients: tuple[Array, ...], xs: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Return the gradients, constants whatever they were made of, or refuse to be differentiated for it."""
+    return gradients
+
+
+@_differentiated_once.defjvp
+def _refused(primals: Any, tangents: Any) -> Any:
+    raise RuntimeError("XBM knows first derivatives only, in closed form: differentiate its loss once")
 
 
 _closed_form.defvjp(_forward, _backward)
