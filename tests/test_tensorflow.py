@@ -130,6 +130,22 @@ def test_keys_get_their_gradient():
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("how", ["eager", "graph"])
+def test_evaluation_is_differentiable(how):
+    objective, state = xbm.Objective(warmup=0), xbm.init(capacity=8, dim=4, xp=xp)
+    x, labels, _ = map(tf.constant, next(batches([6])))
+
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            result = objective.evaluate(state, x, labels)
+        assert result.gradient is None
+        return tape.gradient(result.loss, x)
+
+    found = (tf.function(gradient) if how == "graph" else gradient)(x)
+    np.testing.assert_allclose(found, objective.evaluate(state, x, labels, gradient=True).gradient, rtol=1e-6)
+
+
 def test_the_gradient_is_scaled_in_its_own_precision():
     objective, state = xbm.Objective(warmup=0, weight=1e-9, in_batch=False), xbm.init(capacity=8, dim=4, xp=xp)
     x, labels, _ = map(tf.constant, next(batches([6])))

@@ -63,7 +63,7 @@ def same_library(name: str, array: Array, like: Array) -> None:
     except TypeError:
         raise TypeError(f"{name} must be an array of {library}, got {got.__name__}") from None
     if other is not xp:
-        raise TypeError(f"{name} must be an array of {library}, got a {got.__module__}.{got.__name__}")
+        raise TypeError(f"{name} must be an array of {library}, got a {got.__module__}.{got.__name__}: convert one")
     here, there = device_of(array), device_of(like)
     if here != there and None not in (here, there):
         raise ValueError(

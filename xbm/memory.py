@@ -74,8 +74,9 @@ def init(
     checks.whole_number("dim", dim, at_least=1)
     dtype = xp.float32 if dtype is None else dtype
     if isinstance(dtype, str) or dtype not in checks.floats(xp):  # TensorFlow's equal their names
-        names = ", ".join(f"{backends.library(xp)}.{checks.dtype_name(one)}" for one in checks.floats(xp))
-        raise TypeError(f"dtype must be one of {names}, got {checks.dtype_name(dtype)!r}")
+        names = ", ".join(f"{backends.library(xp)}'s {checks.dtype_name(one)}" for one in checks.floats(xp))
+        got = repr(dtype) if isinstance(dtype, str) else checks.dtype_name(dtype)
+        raise TypeError(f"dtype must be one of {names}, not its name, got {got}")
 
     integer = backends.operations(xp).integer_dtype(xp)
 

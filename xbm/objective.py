@@ -181,12 +181,15 @@ class Objective:
     ) -> Step:
         """Return the loss against the memory as it is; store and count nothing, whatever `enqueue` says.
 
-        Takes and returns what `step` does; `gradient` tells whether to compute the gradients.
+        Takes and returns what `step` does; `gradient` tells whether to return the gradients.
         """
+        _, ops = backends.of(state.embeddings)
         batch = self._read(state, x, labels, ids=ids, keys=keys, key_labels=key_labels, enqueue=enqueue)
-        in_batch = self._batch_term(batch, gradient=gradient)
-        in_memory = self._memory_term(state, batch, None, gradient=gradient)
-        return self._joined(state, batch, in_batch, in_memory, None, gradient=gradient)
+        wanted = gradient or any(ops.may_differentiate(one) for one in (x, keys) if one is not None)  # by the loss
+        in_batch = self._batch_term(batch, gradient=wanted)
+        in_memory = self._memory_term(state, batch, None, gradient=wanted)
+        result = self._joined(state, batch, in_batch, in_memory, None, gradient=wanted)
+        return result if gradient else result._replace(gradient=None, key_gradient=None)
 
     def store(self, state: MemoryState, x: Array, labels: Array, *, ids: Array | None = None) -> MemoryState:
         """Return the state with a batch stored as rows of before this call, compared with nothing and not counted."""

@@ -121,7 +121,10 @@ def integers(name: str, field: Field, x: Any, y: Any, output_names: list[str]) -
     elif has(y, field, output_names):
         found = y[output_names.index(field)]
     else:
-        raise ValueError(f"{name}={field!r} is no key of y ({_keys(y)}) or x ({_keys(x)}), and no output with a y")
+        raise ValueError(
+            f"{name}={field!r} is no key of y ({_keys(y)}) or x ({_keys(x)}), and no output "
+            f"with a y: give dicts, or a function (x, y) -> (B,)"
+        )
     if found is None:
         raise ValueError(f"{name} must be integers (B,), but fit was given none: give it a y, or name a part of x")
     return found[:, 0] if len(found.shape) == 2 and found.shape[1] == 1 else found

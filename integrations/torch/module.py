@@ -171,10 +171,7 @@ class XBM(Memory):
             self._keep(result.state)
             self.figures.copy_(result.report)
         else:
-            gradient = torch.is_grad_enabled() and any(
-                getattr(one, "requires_grad", False) for one in (embeddings, keys)
-            )
-            result = self.objective.evaluate(state, embeddings, labels, gradient=gradient, **given)
+            result = self.objective.evaluate(state, embeddings, labels, **given)
         return result.loss
 
     if TYPE_CHECKING:

@@ -41,6 +41,7 @@ OPERATIONS = (
     "integer_dtype",
     "length",
     "attach_gradient",
+    "may_differentiate",
     "after",
 )
 

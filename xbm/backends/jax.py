@@ -24,6 +24,7 @@ __all__ = [
     "is_positive",
     "known",
     "length",
+    "may_differentiate",
     "on_host",
     "running_count",
     "stop_gradient",
@@ -114,6 +115,11 @@ def on_host(x: Array) -> bool:
 def integer_dtype(xp: Namespace) -> Any:
     """Return the dtype of labels, ids and counters: int32, or int64 where `jax_enable_x64` is on."""
     return xp.__array_namespace_info__().default_dtypes()["integral"]
+
+
+def may_differentiate(x: Array) -> bool:
+    """Tell whether x is being traced: by `grad`, or by a compiler, which leaves out what is not asked for."""
+    return is_compiling(x)
 
 
 def attach_gradient(value: Array, *pairs: tuple[Array, Array]) -> Array:

@@ -136,6 +136,11 @@ def length(x: Array, axis: int = 0, *, most: int | None = None) -> Any:
     return size if most is None else min(size, most)
 
 
+def may_differentiate(x: Array) -> bool:
+    """Tell whether something may differentiate what is made of x, other than by the returned gradient."""
+    return False
+
+
 def attach_gradient(value: Array, *pairs: tuple[Array, Array]) -> Array:
     """Return the scalar `value` with a gradient known in closed form for each `(x, gradient)` in `pairs`.
 

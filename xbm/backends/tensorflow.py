@@ -19,6 +19,7 @@ __all__ = [
     "is_positive",
     "known",
     "length",
+    "may_differentiate",
     "on_host",
     "running_count",
     "stop_gradient",
@@ -119,6 +120,11 @@ def length(x: tf.Tensor, axis: int = 0, *, most: int | None = None) -> Any:
         return size if most is None else min(size, most)
     size = tf.shape(x, tf.int64)[axis]
     return size if most is None else tf.minimum(size, most)
+
+
+def may_differentiate(x: tf.Tensor) -> bool:
+    """Tell whether a tape may be watching: it does not say."""
+    return True
 
 
 def attach_gradient(value: tf.Tensor, *pairs: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:

@@ -20,6 +20,7 @@ __all__ = [
     "is_positive",
     "known",
     "length",
+    "may_differentiate",
     "on_host",
     "running_count",
     "stop_gradient",
@@ -111,6 +112,11 @@ def unrolls(x: Tensor) -> bool:
 def on_host(x: Tensor) -> bool:
     """Tell whether x lies where the processor's cache is what makes a block too large."""
     return x.device.type == "cpu"
+
+
+def may_differentiate(x: Tensor) -> bool:
+    """Tell whether autograd follows what is made of x."""
+    return torch.is_grad_enabled() and x.requires_grad
 
 
 def attach_gradient(value: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
