@@ -7,43 +7,80 @@ each framework. Importing `xbm` imports no framework.
 from xbm import drift
 from xbm.integers import as_integers
 from xbm.losses import (
+    NCA,
     BatchHardTriplet,
+    BinomialDeviance,
     Block,
+    Circle,
     Contrastive,
+    LiftedStructure,
+    Margin,
     MultiSimilarity,
+    NTXent,
     PairLoss,
+    RecallAtK,
     RowLoss,
+    SemiHardTriplet,
     Side,
     SidedPairLoss,
+    SmoothAP,
     SupCon,
+    Triplet,
+    TupletMargin,
 )
 from xbm.memory import MemoryState, Rows, advance, clear, enqueue, init, resize, rows
-from xbm.mining import Miner, MultiSimilarityMiner
+from xbm.mining import (
+    DistanceWeightedMiner,
+    EasyPositiveMiner,
+    HardNegativeMiner,
+    MarginMiner,
+    Miner,
+    MultiSimilarityMiner,
+    SemiHardMiner,
+)
 from xbm.objective import REPORT, Objective, Step
+from xbm.pairs import LogQ
 from xbm.reductions import LogSumExp, Sum, TopK
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "NCA",
     "REPORT",
     "BatchHardTriplet",
+    "BinomialDeviance",
     "Block",
+    "Circle",
     "Contrastive",
+    "DistanceWeightedMiner",
+    "EasyPositiveMiner",
+    "HardNegativeMiner",
+    "LiftedStructure",
+    "LogQ",
     "LogSumExp",
+    "Margin",
+    "MarginMiner",
     "MemoryState",
     "Miner",
     "MultiSimilarity",
     "MultiSimilarityMiner",
+    "NTXent",
     "Objective",
     "PairLoss",
+    "RecallAtK",
     "RowLoss",
     "Rows",
+    "SemiHardMiner",
+    "SemiHardTriplet",
     "Side",
     "SidedPairLoss",
+    "SmoothAP",
     "Step",
     "Sum",
     "SupCon",
     "TopK",
+    "Triplet",
+    "TupletMargin",
     "advance",
     "as_integers",
     "clear",

@@ -71,7 +71,7 @@ def returning(state: MemoryState, embeddings: Array, ids: Array) -> Drift:
     hit = met & (theirs >= 0)
 
     # The n-th hit is where the running count of hits reaches n: fixed shapes, and no sort of M numbers.
-    found = ops.running_count(hit)
+    found = ops.running_sum(xp.astype(hit, integer))
     nth = xp.searchsorted(found, 1 + xp.arange(ops.length(ids, most=capacity), dtype=integer, device=device))
     valid = nth < capacity
     nth = xp.clip(nth, max=capacity - 1)

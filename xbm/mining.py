@@ -9,6 +9,7 @@ from xbm import checks
 from xbm.backends import Array, array_namespace
 from xbm.losses import Block, PairLoss, RowLoss, Staged
 from xbm.losses.base import Stage, summarised
+from xbm.noise import gumbel
 from xbm.reductions import Results, Summaries, TopK
 
 
@@ -17,6 +18,10 @@ class Miner(Staged, ABC):
 
     `summarise` reduces a block as a loss does, `select` returns the block with other pair weights P and N.
     """
+
+    needs_cosines: bool = False  # True: refuses `normalize=False`
+    whole_rows: bool = False  # True: `select` wants blocks of whole rows, (B, M) numbers at once
+    width: int = 1  # numbers that it holds for each pair of a block: more make blocks smaller
 
     @abstractmethod
     def select(self, block: Block, r: Results) -> Block:
@@ -74,11 +79,286 @@ class MultiSimilarityMiner(Miner):
         )
 
 
-MINERS: dict[str, type[Miner]] = {"multi-similarity": MultiSimilarityMiner}
+@dataclass(frozen=True)
+class MarginMiner(Miner):
+    r"""The pairs that are active in a contrastive loss: positives below one margin, negatives above another.
+
+    Parameters
+    ----------
+    pos_margin : float
+        Similarity below which a positive counts (cosine, in [-1, 1]).
+    neg_margin : float
+        Similarity above which a negative counts (cosine, in [-1, 1]).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one is no finite number.
+
+    Examples
+    --------
+    >>> import numpy as np, xbm
+    >>> anchors = np.asarray([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    >>> objective = xbm.Objective(loss="nca", miner=xbm.MarginMiner(), warmup=0)
+    >>> result = objective.evaluate(xbm.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
+    >>> round(float(result.loss), 4)  # log(1 + exp((0.8 - 0.6) / 0.1)) of the second anchor
+    0.709
+    """
+
+    pos_margin: float = 0.9
+    neg_margin: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("pos_margin", "neg_margin"):
+            object.__setattr__(self, name, checks.number(name, getattr(self, name)))
+
+    def select(self, block: Block, r: Results) -> Block:
+        """Return the block with its active pairs."""
+        xp = array_namespace(block.S)
+        return block._replace(
+            P=xp.where(block.S >= self.pos_margin, 0.0, block.P),  # a NaN is kept, to be seen in the loss
+            N=xp.where(block.S <= self.neg_margin, 0.0, block.N),
+        )
+
+
+@dataclass(frozen=True)
+class HardNegativeMiner(Miner):
+    r"""The k most similar negatives of each anchor, and all positives.
+
+    Parameters
+    ----------
+    k : int
+        Negatives that count, at least 1; of equally similar ones those in the lowest slots.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If k is no int of at least 1.
+
+    Examples
+    --------
+    >>> import numpy as np, xbm
+    >>> anchors = np.asarray([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    >>> objective = xbm.Objective(loss="nt-xent", miner=xbm.HardNegativeMiner(k=1), warmup=0)
+    >>> result = objective.evaluate(xbm.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
+    >>> round(float(result.loss), 4)
+    0.9711
+    """
+
+    k: int = 10
+
+    def __post_init__(self) -> None:
+        checks.whole_number("k", self.k, at_least=1)
+
+    @property
+    def width(self) -> int:
+        """A comparison for each of the k."""
+        return self.k
+
+    def summarise(self, block: Block, r: Results) -> Summaries:
+        """Return the k most similar negatives."""
+        return {"negative": TopK.of(block.S, block.N, block, k=self.k)}
+
+    def select(self, block: Block, r: Results) -> Block:
+        """Return the block with its hardest negatives."""
+        return block._replace(N=_among(block.N, r["negative"], block))
+
+
+@dataclass(frozen=True)
+class EasyPositiveMiner(Miner):
+    r"""The k most similar positives of each anchor, and all negatives.
+
+    Classes with several looks need not become one point. The anchor's own row is never among them, nor, with ids, an
+    older copy of it.
+
+    Parameters
+    ----------
+    k : int
+        Positives that count, at least 1; of equally similar ones those in the lowest slots.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If k is no int of at least 1.
+
+    Examples
+    --------
+    >>> import numpy as np, xbm
+    >>> anchors = np.asarray([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    >>> objective = xbm.Objective(miner=xbm.EasyPositiveMiner(), warmup=0)
+    >>> result = objective.evaluate(xbm.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 0]))
+    >>> round(float(result.loss), 4)  # 1 - 0.6, 1 - 0.8 and 1 - 0.8
+    0.2667
+
+    References
+    ----------
+    Xuan, Stylianou, Pless, "Improved Embeddings with Easy Positive Triplet Mining", WACV 2020, arXiv 1904.04370; with
+    `SemiHardMiner` it is their easy positive semi-hard negative mining.
+    """
+
+    k: int = 1
+
+    def __post_init__(self) -> None:
+        checks.whole_number("k", self.k, at_least=1)
+
+    @property
+    def width(self) -> int:
+        """A comparison for each of the k."""
+        return self.k
+
+    def summarise(self, block: Block, r: Results) -> Summaries:
+        """Return the k most similar positives."""
+        return {"positive": TopK.of(block.S, block.P, block, k=self.k)}
+
+    def select(self, block: Block, r: Results) -> Block:
+        """Return the block with its easiest positives."""
+        return block._replace(P=_among(block.P, r["positive"], block))
+
+
+@dataclass(frozen=True)
+class SemiHardMiner(Miner):
+    r"""Negatives a little less similar than the anchor's most similar positive: max_P S - m < S < max_P S.
+
+    What is nearer than the nearest positive may be a wrong label. An anchor without positives has no pairs, and all
+    positives count.
+
+    Parameters
+    ----------
+    margin : float
+        m, how far below the positive a negative still counts (cosine), above 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no finite number above 0.
+
+    Examples
+    --------
+    >>> import numpy as np, xbm
+    >>> anchors = np.asarray([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    >>> objective = xbm.Objective(miner=xbm.SemiHardMiner(margin=0.3), warmup=0)
+    >>> result = objective.evaluate(xbm.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
+    >>> round(float(result.loss), 4)  # 1 - 0.8 of both positives, and 0.6 - 0.5 of the second anchor
+    0.1667
+
+    References
+    ----------
+    Schroff, Kalenichenko, Philbin, "FaceNet", CVPR 2015, arXiv 1503.03832; of an anchor's nearest positive as in Xuan,
+    Stylianou, Pless, WACV 2020, arXiv 1904.04370. `SemiHardTriplet` compares with each positive.
+    """
+
+    margin: float = 0.2
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "margin", checks.positive("margin", self.margin))
+
+    def summarise(self, block: Block, r: Results) -> Summaries:
+        """Return the most similar positive."""
+        return {"positive": TopK.of(block.S, block.P, block)}
+
+    def select(self, block: Block, r: Results) -> Block:
+        """Return the block with its semi-hard negatives."""
+        xp = array_namespace(block.S)
+        nearest = r["positive"].score  # -inf without a positive
+        outside = (block.S >= nearest) | (block.S <= nearest - self.margin)  # a NaN is kept, to be seen in the loss
+        return block._replace(N=xp.where(outside, 0.0, block.N))
+
+
+@dataclass(frozen=True)
+class DistanceWeightedMiner(Miner):
+    r"""Negatives drawn so that all distances are met alike, and all positives.
+
+    Of the anchor's negatives k are drawn without replacement, with probabilities proportional to 1 / q(d): q(d) =
+    d^(D-2) (1 - d^2/4)^((D-3)/2), the density of the distance d = sqrt(2 - 2 S) between random points of a sphere. The draw is a
+    function of the seed, the step, the anchor and the slot: the same for any block size, device or array library.
+
+    Parameters
+    ----------
+    dim : int
+        D, the embeddings' size, at least 2.
+    k : int
+        Negatives drawn for each anchor, at least 1.
+    cutoff : float
+        Distance, in (0, 2): nearer negatives are drawn as if they were at it.
+    beyond : float
+        Distance, in (0, 2]: farther negatives are not drawn.
+    seed : int
+        Of the draws, at least 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np, xbm
+    >>> objective = xbm.Objective(loss=xbm.Margin(), miner=xbm.DistanceWeightedMiner(dim=8), warmup=0)
+    >>> rng = np.random.default_rng(0)
+    >>> result = objective.step(xbm.init(capacity=64, dim=8), rng.normal(size=(16, 8)), rng.integers(4, size=16))
+    >>> bool(result.loss > 0)
+    True
+
+    References
+    ----------
+    Wu, Manmatha, Smola, Kraehenbuehl, "Sampling Matters in Deep Embedding Learning", ICCV 2017, arXiv 1706.07567.
+    """
+
+    dim: int
+    k: int = 4
+    cutoff: float = 0.5
+    beyond: float = 1.4
+    seed: int = 0
+    needs_cosines = True
+
+    def __post_init__(self) -> None:
+        checks.whole_number("dim", self.dim, at_least=2)
+        checks.whole_number("k", self.k, at_least=1)
+        checks.whole_number("seed", self.seed, at_least=0)
+        for name in ("cutoff", "beyond"):
+            object.__setattr__(self, name, checks.positive(name, getattr(self, name)))
+        if not self.cutoff < self.beyond <= 2:
+            raise ValueError(
+                f"cutoff must be below beyond, and that at most 2, got cutoff={self.cutoff} and beyond={self.beyond}"
+            )
+
+    @property
+    def width(self) -> int:
+        """A comparison for each of the k, and the integers of the draw."""
+        return max(self.k, 4)
+
+    def summarise(self, block: Block, r: Results) -> Summaries:
+        """Return the k negatives drawn: those with the largest log(1 / q) plus Gumbel noise."""
+        xp = array_namespace(block.S)
+        S = xp.clip(block.S, max=1 - self.cutoff**2 / 2)
+        log_weight = -(self.dim - 2) / 2 * xp.log(2.0 - 2.0 * S)
+        if self.dim != 3:
+            log_weight = log_weight - (self.dim - 3) / 2 * xp.log(xp.clip((1.0 + S) / 2.0, min=1e-6))
+        noise = gumbel(self.seed, block.step, block.anchors, block.slots, dtype=S.dtype)
+        reachable = xp.where(block.S < 1 - self.beyond**2 / 2, 0.0, block.N)  # a NaN is
+        return {"negative": TopK.of(log_weight + noise, reachable, block, k=self.k)}
+
+    def select(self, block: Block, r: Results) -> Block:
+        """Return the block with the negatives drawn."""
+        return block._replace(N=_among(block.N, r["negative"], block))
+
+
+def _among(pairs: Array, top: TopK, block: Block) -> Array:
+    """Return the pairs (B, m) of a block that are among the k of `top`."""
+    return array_namespace(pairs).where(top.holds(block.slots), pairs, 0.0)
+
+
+MINERS: dict[str, type[Miner]] = {
+    "margin": MarginMiner,
+    "multi-similarity": MultiSimilarityMiner,
+    "hard-negatives": HardNegativeMiner,
+    "semi-hard": SemiHardMiner,
+    "easy-positives": EasyPositiveMiner,
+}
 
 
 def get(miner: Miner | str | None) -> Miner | None:
-    """Return a miner from a name among `MINERS`, with its defaults; a miner, or None, as it is.
+    """Return a miner from a name among `MINERS`, with its defaults; a miner, or None for all pairs, as it is.
 
     Raises
     ------
@@ -99,7 +379,7 @@ def mined(loss: RowLoss, miner: Miner | None) -> RowLoss:
     """Return the loss over the pairs that a miner selects, or the loss itself without one."""
     if miner is None:
         return loss
-    return Mined(loss, miner) if isinstance(loss, PairLoss) else MinedRows(loss, miner)
+    return Mined(loss, miner) if isinstance(loss, PairLoss) and not miner.whole_rows else MinedRows(loss, miner)
 
 
 class MinedRows(RowLoss):
@@ -107,7 +387,8 @@ class MinedRows(RowLoss):
 
     def __init__(self, loss: RowLoss, miner: Miner) -> None:
         self.loss, self.miner = loss, miner
-        self.needs_cosines = loss.needs_cosines
+        self.needs_cosines = loss.needs_cosines or miner.needs_cosines
+        self.width = max(loss.width, miner.width)
 
     def __repr__(self) -> str:
         return f"MinedRows({self.loss!r}, {self.miner!r})"
@@ -122,7 +403,8 @@ class Mined(PairLoss):
 
     def __init__(self, loss: PairLoss, miner: Miner) -> None:
         self.loss, self.miner = loss, miner
-        self.needs_cosines = loss.needs_cosines
+        self.needs_cosines = loss.needs_cosines or miner.needs_cosines
+        self.width = max(loss.width, miner.width)
 
     def __repr__(self) -> str:
         return f"Mined({self.loss!r}, {self.miner!r})"

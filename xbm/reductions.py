@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 from xbm import backends
 from xbm.backends import Array, array_namespace, device_of
+from xbm.rowwise import take_in_rows
 
 
 class Reduction(Protocol):
@@ -111,16 +112,18 @@ class TopK(NamedTuple):
         """Return the k pairs themselves."""
         return self
 
+    def holds(self, slots: Array) -> Array:
+        """Return (B, m) booleans: which of a block's rows, in slots (m,), are among the k pairs."""
+        xp = array_namespace(slots)
+        return xp.any(slots[None, :, None] == self.slot[:, None, :], axis=2)
+
     def _largest(self, k: int) -> TopK:
-        xp, ops = backends.of(self.score)
+        xp = array_namespace(self.score)
         if k == 1:
             order = xp.argmax(self.score, axis=1, keepdims=True)
         else:
             order = xp.argsort(self.score, axis=1, descending=True, stable=True)[:, :k]
-        # Not take_along_axis: torch.compile would tie the graph to one batch size.
-        first = xp.arange(ops.length(order), dtype=order.dtype, device=device_of(order)) * ops.length(self.score, 1)
-        places = xp.reshape(order + first[:, None], (-1,))
-        return TopK(*(xp.reshape(xp.take(xp.reshape(column, (-1,)), places), (-1, k)) for column in self))
+        return TopK(*(take_in_rows(column, order) for column in self))
 
 
 def _finite(peak: Array) -> Array:

@@ -75,7 +75,7 @@ def scan(
         return ops.fold(visit_block, (rows, *columns), size, limit=limit)
 
     def walk_blocks(visit: Callable[[Block, Array], Any]) -> Any:
-        return walk(lambda S, V, slots, met: visit(Block(S, *pairs.between(met), slots, every_anchor), V))
+        return walk(lambda S, V, slots, met: visit(Block(S, *pairs.between(met), slots, every_anchor, pairs.step), V))
 
     if not isinstance(loss, PairLoss):
 

@@ -104,4 +104,5 @@ def deserialized(saved: Any) -> Any:
 
 
 def _known() -> dict[str, type]:
-    return {kind.__name__: kind for kind in (*losses.LOSSES.values(), *mining.MINERS.values())}
+    made = (make() for make in (*losses.LOSSES.values(), *mining.MINERS.values()))
+    return {type(one).__name__: type(one) for one in made}

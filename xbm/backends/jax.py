@@ -26,7 +26,8 @@ __all__ = [
     "length",
     "may_differentiate",
     "on_host",
-    "running_count",
+    "restore_order",
+    "running_sum",
     "stop_gradient",
     "top_k",
     "unrolls",
@@ -82,9 +83,14 @@ def top_k(x: Array, k: int) -> tuple[Array, Array]:
     return values, indices
 
 
-def running_count(mask: Array) -> Array:
-    """Return (n,) integers: how many of the first i + 1 entries of a mask (n,) are True."""
-    return jnp.cumsum(mask, dtype=integer_dtype(jnp))
+def running_sum(x: Array) -> Array:
+    """Return the sums of the first i + 1 entries along the last axis, in x's dtype."""
+    return jnp.cumsum(x, axis=-1, dtype=x.dtype)
+
+
+def restore_order(x: Array, order: Array) -> Array:
+    """Return y (B, m) with y[i, order[i, j]] = x[i, j], where each row of `order` (B, m) is a permutation."""
+    return jax.vmap(lambda row, places: jnp.zeros_like(row).at[places].set(row, unique_indices=True))(x, order)
 
 
 def value_and_gradient(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:

@@ -16,7 +16,7 @@ from xbm.backends.standard import (
     length,
     may_differentiate,
     on_host,
-    running_count,
+    running_sum,
     stop_gradient,
     unrolls,
     value_and_gradient,
@@ -36,7 +36,8 @@ __all__ = [
     "length",
     "may_differentiate",
     "on_host",
-    "running_count",
+    "restore_order",
+    "running_sum",
     "stop_gradient",
     "top_k",
     "unrolls",
@@ -64,6 +65,13 @@ def top_k(x: NDArray[Any], k: int) -> tuple[NDArray[Any], NDArray[Any]]:
     values = np.take_along_axis(x, indices, axis=1)
     order = np.argsort(-values, axis=1, stable=True)
     return np.take_along_axis(values, order, axis=1), np.take_along_axis(indices, order, axis=1)
+
+
+def restore_order(x: NDArray[Any], order: NDArray[Any]) -> NDArray[Any]:
+    """Return y (B, m) with y[i, order[i, j]] = x[i, j], where each row of `order` (B, m) is a permutation."""
+    restored = np.empty_like(x)
+    np.put_along_axis(restored, order, x, axis=1)
+    return restored
 
 
 def known(x: NDArray[Any]) -> int:

@@ -56,10 +56,15 @@ def top_k(x: Array, k: int) -> tuple[Array, Array]:
     return xp.take_along_axis(x, indices, axis=1), indices
 
 
-def running_count(mask: Array) -> Array:
-    """Return (n,) integers: how many of the first i + 1 entries of a mask (n,) are True."""
-    xp = array_namespace(mask)
-    return xp.cumulative_sum(xp.astype(mask, integer_dtype(xp)))
+def running_sum(x: Array) -> Array:
+    """Return the sums of the first i + 1 entries along the last axis, in x's dtype."""
+    return array_namespace(x).cumulative_sum(x, axis=-1, dtype=x.dtype)
+
+
+def restore_order(x: Array, order: Array) -> Array:
+    """Return y (B, m) with y[i, order[i, j]] = x[i, j], where each row of `order` (B, m) is a permutation."""
+    xp = array_namespace(x)
+    return xp.take_along_axis(x, xp.argsort(order, axis=1), axis=1)
 
 
 def is_positive(x: Array) -> Array:

@@ -21,7 +21,8 @@ __all__ = [
     "length",
     "may_differentiate",
     "on_host",
-    "running_count",
+    "restore_order",
+    "running_sum",
     "stop_gradient",
     "top_k",
     "unrolls",
@@ -85,9 +86,14 @@ def top_k(x: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
     return values, tf.cast(indices, tf.int64)
 
 
-def running_count(mask: tf.Tensor) -> tf.Tensor:
-    """Return (n,) int64: how many of the first i + 1 entries of a mask (n,) are True."""
-    return tf.cumsum(tf.cast(mask, tf.int64))
+def running_sum(x: tf.Tensor) -> tf.Tensor:
+    """Return the sums of the first i + 1 entries along the last axis, in x's dtype."""
+    return tf.cumsum(x, axis=-1)
+
+
+def restore_order(x: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
+    """Return y (B, m) with y[i, order[i, j]] = x[i, j], where each row of `order` (B, m) is a permutation."""
+    return tf.gather(x, tf.argsort(order, axis=1), axis=1, batch_dims=1)
 
 
 def value_and_gradient(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -22,7 +22,8 @@ __all__ = [
     "length",
     "may_differentiate",
     "on_host",
-    "running_count",
+    "restore_order",
+    "running_sum",
     "stop_gradient",
     "top_k",
     "unrolls",
@@ -57,9 +58,14 @@ def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, indices.gather(1, order)
 
 
-def running_count(mask: Tensor) -> Tensor:
-    """Return (n,) int64: how many of the first i + 1 entries of a mask (n,) are True."""
-    return mask.cumsum(0)
+def running_sum(x: Tensor) -> Tensor:
+    """Return the sums of the first i + 1 entries along the last axis, in x's dtype."""
+    return x.cumsum(-1, dtype=x.dtype)
+
+
+def restore_order(x: Tensor, order: Tensor) -> Tensor:
+    """Return y (B, m) with y[i, order[i, j]] = x[i, j], where each row of `order` (B, m) is a permutation."""
+    return torch.empty_like(x).scatter_(1, order, x)
 
 
 def is_positive(x: Tensor) -> Tensor:

@@ -4,53 +4,95 @@ In formulas: S the cosine similarities, P and N the positive and negative pairs 
 [x]+ = max(x, 0).
 """
 
-from typing import Literal, TypeAlias
+from collections.abc import Callable
+from functools import partial
+from inspect import signature
+from typing import TypeAlias
 
 from xbm.losses.base import Block, PairLoss, RowLoss, Side, SidedPairLoss, Staged
+from xbm.losses.batch_hard_triplet import BatchHardTriplet
+from xbm.losses.binomial_deviance import BinomialDeviance
+from xbm.losses.circle import Circle
 from xbm.losses.contrastive import Contrastive
 from xbm.losses.custom import Differentiated, Function
+from xbm.losses.hinge import HingeLoss, PairReduction
+from xbm.losses.lifted_structure import LiftedStructure
+from xbm.losses.margin import Margin
 from xbm.losses.multi_similarity import MultiSimilarity
+from xbm.losses.nca import NCA
+from xbm.losses.ranking import RankingLoss, RecallAtK, SmoothAP
 from xbm.losses.supcon import SupCon
-from xbm.losses.triplet import BatchHardTriplet
+from xbm.losses.triplets import SemiHardTriplet, Triplet, TripletLoss
+from xbm.losses.tuplet import NTXent, TupletLoss, TupletMargin
 
 __all__ = [
     "LOSSES",
+    "NCA",
     "BatchHardTriplet",
+    "BinomialDeviance",
     "Block",
+    "Circle",
     "Contrastive",
     "Differentiated",
     "Function",
+    "HingeLoss",
+    "LiftedStructure",
     "LossLike",
+    "Margin",
     "MultiSimilarity",
+    "NTXent",
     "PairLoss",
+    "PairReduction",
+    "RankingLoss",
+    "RecallAtK",
     "RowLoss",
+    "SemiHardTriplet",
     "Side",
     "SidedPairLoss",
+    "SmoothAP",
     "Staged",
     "SupCon",
+    "Triplet",
+    "TripletLoss",
+    "TupletLoss",
+    "TupletMargin",
     "get",
 ]
 
 LossLike: TypeAlias = str | RowLoss | Function
 """What `get` takes for a loss: a name among `LOSSES`, an object or a function."""
 
-LOSSES: dict[str, type[RowLoss]] = {
+LOSSES: dict[str, Callable[..., RowLoss]] = {
     "contrastive": Contrastive,
-    "multi-similarity": MultiSimilarity,
+    "binomial-deviance": BinomialDeviance,
+    "triplet": Triplet,
+    "semi-hard-triplet": SemiHardTriplet,
     "batch-hard-triplet": BatchHardTriplet,
+    "multi-similarity": MultiSimilarity,
+    "nt-xent": NTXent,
+    "info-nce": NTXent,
+    "n-pair": partial(NTXent, temperature=1.0),
     "supcon": SupCon,
+    "nca": NCA,
+    "lifted-structure": LiftedStructure,
+    "circle": Circle,
+    "tuplet-margin": TupletMargin,
+    "margin": Margin,
+    "smooth-ap": SmoothAP,
+    "recall-at-k": RecallAtK,
 }
 
 
-def get(loss: LossLike, reduction: Literal["mean", "sum"] | None = None) -> RowLoss:
+def get(loss: LossLike, reduction: PairReduction | None = None) -> RowLoss:
     """Return a loss from a name, a loss or a callable.
 
     Parameters
     ----------
     loss : str, RowLoss or callable
         One of `LOSSES`, with its defaults; a loss as it is; or a function, see `Differentiated`.
-    reduction : {"mean", "sum"}, optional
-        For "contrastive", the one loss here that has a choice ("mean" if None). An object brings its own.
+    reduction : {"mean", "mean-nonzero", "sum"}, optional
+        For the losses by name that have a choice: "contrastive", "margin", "triplet" and "semi-hard-triplet" ("mean" if
+        None). An object brings its own.
 
     Raises
     ------
@@ -62,13 +104,19 @@ def get(loss: LossLike, reduction: Literal["mean", "sum"] | None = None) -> RowL
             raise ValueError(f"loss must be {_accepted()}, got {loss!r}")
         if reduction is None:
             return LOSSES[loss]()
-        if loss == "contrastive":
-            return Contrastive(reduction=reduction)
+        if loss in _REDUCED:
+            return LOSSES[loss](reduction=reduction)
     elif isinstance(loss, type) or not (isinstance(loss, RowLoss) or callable(loss)):
         raise TypeError(f"loss must be {_accepted()}, got {loss!r} of type {type(loss).__name__}")
     if isinstance(loss, str) or reduction is not None:
-        raise ValueError(f'reduction={reduction!r} is for loss="contrastive" by its name; {loss!r} brings its own')
+        names = ", ".join(map(repr, _REDUCED))
+        raise ValueError(
+            f"reduction={reduction!r} is for a loss by name that has a choice ({names}); {loss!r} brings its own"
+        )
     return loss if isinstance(loss, RowLoss) else Differentiated(loss)
+
+
+_REDUCED = [name for name, loss in LOSSES.items() if "reduction" in signature(loss).parameters]
 
 
 def _accepted() -> str:

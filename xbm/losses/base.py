@@ -24,6 +24,7 @@ class Block(NamedTuple):
     N: Array  # (B, m) weight of each pair as a negative, 0 = none
     slots: Array  # (m,) slot of each row
     anchors: Array  # (B,) index of each anchor
+    step: Array | int = 0  # () index of the call
 
 
 Stage: TypeAlias = Callable[[Block, Results], Summaries]
@@ -47,6 +48,7 @@ class RowLoss(ABC):
     """A loss that sees whole rows: (B, M) numbers at once, for what no summaries can tell."""
 
     needs_cosines: bool = False  # True: refuses `normalize=False`
+    width: int = 1  # numbers that it holds for each pair of a block: more make blocks smaller
 
     @abstractmethod
     def whole(self, block: Block) -> tuple[Array, Array]:

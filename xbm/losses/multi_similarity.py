@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xbm import checks
-from xbm.backends import Array, array_namespace
+from xbm.backends import Array
 from xbm.losses.base import Block, PairLoss
-from xbm.losses.functions import softplus
+from xbm.losses.functions import share, softplus
 from xbm.reductions import LogSumExp, Results, Summaries
 
 
@@ -70,11 +70,6 @@ class MultiSimilarity(PairLoss):
 
     def weights(self, block: Block, r: Results) -> Array:
         """Return each pair's share of its side's 1 + sum, negative for positives."""
-        xp = array_namespace(block.S)
         above = block.S - self.base
-
-        def share(exponent: Array, weight: Array, log_sum: Array) -> Array:
-            # Where there is no pair the exponent is not bounded by the row's sum.
-            return weight * xp.exp(xp.where(weight > 0, exponent - softplus(log_sum)[:, None], -xp.inf))
-
-        return share(self.beta * above, block.N, r["negative"]) - share(-self.alpha * above, block.P, r["positive"])
+        push = share(self.beta * above, block.N, softplus(r["negative"]))
+        return push - share(-self.alpha * above, block.P, softplus(r["positive"]))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from xbm import checks
 from xbm.backends import Array, array_namespace
 from xbm.losses.base import Block, PairLoss
-from xbm.losses.functions import inverse
+from xbm.losses.functions import inverse, share
 from xbm.reductions import LogSumExp, Results, Sum, Summaries
 
 
@@ -62,6 +62,5 @@ class SupCon(PairLoss):
         """Return (q - P / n_P) / t, with q the softmax over all pairs."""
         xp = array_namespace(block.S)
         n = r["n_positive"][:, None]
-        pair = block.P + block.N
-        log_share = xp.where((pair > 0) & (n > 0), block.S / self.temperature - r["all"][:, None], -xp.inf)
-        return (pair * xp.exp(log_share) - block.P * inverse(n)) / self.temperature
+        push = share(block.S / self.temperature, block.P + block.N, r["all"])
+        return xp.where(n > 0, push - block.P * inverse(n), 0.0) / self.temperature

@@ -1,11 +1,11 @@
-"""Triplet losses."""
+"""Batch-hard triplet loss."""
 
 from dataclasses import dataclass
 
 from xbm import checks
 from xbm.backends import Array, array_namespace
 from xbm.losses.base import Block, PairLoss
-from xbm.losses.functions import softplus
+from xbm.losses.functions import hinge, softplus
 from xbm.reductions import Results, Summaries, TopK
 
 
@@ -57,15 +57,14 @@ class BatchHardTriplet(PairLoss):
     def value(self, r: Results) -> Array:
         """Return L_i."""
         gap = self._gap(r)[:, 0]
-        xp = array_namespace(gap)
-        return softplus(gap) if self.soft else xp.where(gap <= 0, 0.0, gap)  # a NaN stays one
+        return softplus(gap) if self.soft else hinge(gap)
 
     def weights(self, block: Block, r: Results) -> Array:
         """Return the slope of L_i at the hardest negative, and minus that at the hardest positive."""
         gap = self._gap(r)
         xp = array_namespace(gap)
         slope = xp.exp(gap - softplus(gap)) if self.soft else xp.astype(gap > 0, gap.dtype)
-        pull, push = (block.slots[None, :] == r[side].slot for side in ("positive", "negative"))
+        pull, push = (r[side].holds(block.slots) for side in ("positive", "negative"))
         return xp.where(push, slope, 0.0) - xp.where(pull, slope, 0.0)
 
     def _gap(self, r: Results) -> Array:
