@@ -7,48 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.oracle import contrastive, gradient
-from tests.pair_losses import LOSSES, HardestNegatives
+from tests.pair_losses import LOSSES
 from tests.strategies import lengths
-from xbm import Block, Contrastive, LogSumExp, Sum, TopK
+from tests.test_losses import FEWER, block_of, rows_of_pairs
+from xbm import Contrastive, LogSumExp, Sum, TopK
 from xbm.scan import scan
 
-THRESHOLDS = (0.8, 0.5, 0.3)
-
-
-@st.composite
-def rows_of_pairs(draw):
-    """Draw (S, P, N) as float64: cosines all different and away from every threshold, pairs at random."""
-    anchors, rows = draw(lengths(1, 4, [1, 3])), draw(lengths(1, 9, [2, 9]))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    grid = np.linspace(-0.93, 0.93, anchors * rows)
-    for threshold in THRESHOLDS:
-        grid = np.where(np.abs(grid - threshold) < 2e-3, grid + 4e-3, grid)
-    S = rng.permutation(grid).reshape(anchors, rows)
-    kind = rng.integers(3, size=S.shape)
-    return S, (kind == 0).astype(float), (kind == 1).astype(float)
-
-
-def block_of(backend, S, P, N):
-    """Return one block with all the rows."""
-    slots, anchors = np.arange(S.shape[1]), np.arange(S.shape[0])
-    return Block(*(backend.array(one) for one in (S, P, N, slots, anchors)))
-
-
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
-@given(drawn=rows_of_pairs())
-def test_weights_are_the_values_derivative(backend, loss, drawn):
-    S, P, N = drawn
-    _, W = loss.whole(block_of(backend, S, P, N))
-
-    def value(S):
-        return float(backend.numpy(loss.whole(block_of(backend, S, P, N))[0]).sum())
-
-    # Steps as wide as rows of similarities are apart from each other and from thresholds.
-    np.testing.assert_allclose(backend.numpy(W), gradient(value, S, step=1e-5), atol=1e-6)
-
-
-@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+@FEWER
 @given(drawn=rows_of_pairs(), block_rows=lengths(1, 10, [2, 10]), seed=st.integers(0, 1000))
 def test_any_block_size_is_one_block(backend, loss, drawn, block_rows, seed):
     _, P, N = drawn
@@ -59,6 +25,8 @@ def test_any_block_size_is_one_block(backend, loss, drawn, block_rows, seed):
     all_pairs = backend.array(np.stack([P.T, N.T], axis=1))
 
     class Drawn:
+        step = 0
+
         def meet(self, slots, both):
             return Met(both)
 
@@ -86,50 +54,6 @@ def test_any_block_size_is_one_block(backend, loss, drawn, block_rows, seed):
     plain = scan(loss, backend.array(z), backend.array(V), (all_pairs,), Drawn(), block_rows=block_rows, gradient=False)
     np.testing.assert_array_equal(backend.numpy(plain.value), backend.numpy(found.value))
     assert plain.gradient is None
-
-
-@pytest.mark.parametrize("loss", LOSSES, ids=repr)
-@given(drawn=rows_of_pairs(), seed=st.integers(0, 1000))
-def test_order_of_rows_changes_nothing(backend, loss, drawn, seed):
-    shuffled = np.random.default_rng(seed).permutation(drawn[0].shape[1])
-    value, W = loss.whole(block_of(backend, *drawn))
-    again, W_again = loss.whole(block_of(backend, *(one[:, shuffled] for one in drawn)))
-    np.testing.assert_allclose(backend.numpy(again), backend.numpy(value), rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(backend.numpy(W_again), backend.numpy(W)[:, shuffled], rtol=1e-9, atol=1e-14)
-
-
-@pytest.mark.parametrize("loss", LOSSES, ids=repr)
-@pytest.mark.parametrize("kinds", ["none", "positives", "negatives"])
-def test_rows_without_pairs_are_finite(backend, loss, kinds):
-    S = np.asarray([[0.9, 0.2, -0.4]])
-    P, N = (np.ones_like(S) if kinds == kind else np.zeros_like(S) for kind in ("positives", "negatives"))
-    value, W = loss.whole(block_of(backend, S, P, N))
-    assert np.all(np.isfinite(backend.numpy(value)))
-    assert np.all(np.isfinite(backend.numpy(W)))
-    if kinds == "none":
-        assert float(value[0]) == 0
-        assert not np.any(backend.numpy(W))
-
-
-@pytest.mark.parametrize("loss", LOSSES, ids=repr)
-@pytest.mark.parametrize("kind", ["positive", "negative"])
-def test_a_similarity_that_is_no_number_is_seen_in_the_loss(backend, loss, kind):
-    S = np.asarray([[0.9, 0.2, -0.4, 0.7], [0.9, 0.2, -0.4, 0.7]])
-    P = np.asarray([[1.0, 1.0, 0.0, 0.0]] * 2)
-    S[0, 0 if kind == "positive" else 3] = np.nan
-    with np.errstate(invalid="ignore"):
-        value, _ = loss.whole(block_of(backend, S, P, 1 - P))
-    value = backend.numpy(value)
-    assert np.isnan(value[0]) or (isinstance(loss, HardestNegatives) and kind == "positive")
-    assert np.isfinite(value[1])
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@given(drawn=rows_of_pairs())
-def test_contrastive_is_its_formula(backend, reduction, drawn):
-    value, _ = Contrastive(reduction=reduction).whole(block_of(backend, *drawn))
-    expected = [contrastive(*row, reduction=reduction) for row in zip(*drawn, strict=True)]
-    np.testing.assert_allclose(backend.numpy(value), expected, rtol=1e-12)
 
 
 def test_contrastive_at_its_margins(backend):
@@ -175,9 +99,3 @@ def test_sums_of_several_at_once(backend):
     x = np.arange(24.0).reshape(2, 3, 4)
     found = Sum.of(backend.array(x)).merge(Sum.of(backend.array(x))).result()
     np.testing.assert_array_equal(backend.numpy(found), 2 * x.sum(axis=1))
-
-
-@pytest.mark.parametrize("margin", [np.nan, np.inf, -np.inf])
-def test_contrastive_refuses_margins_that_are_no_numbers(margin):
-    with pytest.raises(ValueError, match="neg_margin must be a finite number"):
-        Contrastive(neg_margin=margin)

@@ -38,7 +38,7 @@ __all__ = [
 
 @partial(jax.jit, donate_argnums=0)
 def write_rows(array: Array, slots: Array, rows: Array) -> Array:
-    """Write rows (K, ...) into slots (K,) of a ring (M, ...), K <= M; return the ring.
+    """Write rows (K, ...) into slots (K,), none twice, of a ring (M, ...), K <= M; return the ring.
 
     In place: called eagerly it donates `array`, within a compiled function that function must.
     """

@@ -47,7 +47,7 @@ __all__ = [
 
 
 def write_rows(array: NDArray[Any], slots: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
-    """Write rows (K, ...) into slots (K,) of a ring (M, ...), K <= M; return the ring."""
+    """Write rows (K, ...) into slots (K,), none twice, of a ring (M, ...), K <= M; return the ring."""
     array[slots] = rows
     return array
 

@@ -15,17 +15,17 @@ GATHER_BELOW = 0.25  # share of columns up to which gathering them beats computi
 def write_rows(array: Array, slots: Array, rows: Array) -> Array:
     """Write rows (K, ...) into slots (K,) of a ring (M, ...), K <= M; return the ring.
 
-    The slots follow each other round the ring. Consumes `array`: only the returned one may be used afterwards.
-    A full copy here.
+    No slot comes twice. Consumes `array`: only the returned one may be used afterwards. A full copy here.
     """
     size, written = array.shape[0], rows.shape[0]
     if written == 0:
         return array
     xp = array_namespace(array)
-    source = xp.remainder(xp.arange(size, dtype=slots.dtype, device=device_of(array)) - slots[0], size)
-    shape = (size,) + (1,) * (array.ndim - 1)
-    hit = xp.reshape(source < written, shape)
-    return xp.where(hit, xp.take(rows, xp.clip(source, max=written - 1), axis=0), array)
+    order = xp.argsort(slots)
+    every = xp.arange(size, dtype=slots.dtype, device=device_of(array))
+    source = xp.take(order, xp.clip(xp.searchsorted(xp.take(slots, order), every), max=written - 1))
+    hit = xp.reshape(xp.take(slots, source) == every, (size,) + (1,) * (len(array.shape) - 1))
+    return xp.where(hit, xp.take(rows, source, axis=0), array)
 
 
 def stop_gradient(x: Array) -> Array:
@@ -58,7 +58,7 @@ def top_k(x: Array, k: int) -> tuple[Array, Array]:
 
 def running_sum(x: Array) -> Array:
     """Return the sums of the first i + 1 entries along the last axis, in x's dtype."""
-    return array_namespace(x).cumulative_sum(x, axis=-1, dtype=x.dtype)
+    return array_namespace(x).cumulative_sum(x, axis=-1)
 
 
 def restore_order(x: Array, order: Array) -> Array:

@@ -32,7 +32,7 @@ __all__ = [
 
 
 def write_rows(array: tf.Tensor | tf.Variable, slots: tf.Tensor, rows: tf.Tensor) -> tf.Tensor | tf.Variable:
-    """Write rows (K, ...) into slots (K,) of a ring (M, ...), K <= M; return the ring.
+    """Write rows (K, ...) into slots (K,), none twice, of a ring (M, ...), K <= M; return the ring.
 
     In place where the ring is a variable; a tensor cannot be written into, so another is returned, a full copy.
     """

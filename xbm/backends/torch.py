@@ -33,7 +33,7 @@ __all__ = [
 
 
 def write_rows(array: Tensor, slots: Tensor, rows: Tensor) -> Tensor:
-    """Write rows (K, ...) into slots (K,) of a ring (M, ...), K <= M; return the ring."""
+    """Write rows (K, ...) into slots (K,), none twice, of a ring (M, ...), K <= M; return the ring."""
     return array.index_copy_(0, slots, rows)
 
 

@@ -57,12 +57,15 @@ class RankingLoss(PairLoss):
 
     def summarise(self, block: Block, r: Results) -> Summaries:
         """Return the sums of sigmoids and of their slopes over either side, (B, K) each."""
-        before, slope, P, N = self._before(block, r)
+        before, slope, _ = self._before(block, r)
         return {
-            "positives": Sum.of(P * before),
-            "negatives": Sum.of(N * before),
-            "positive_slopes": Sum.of(P * slope),
-            "negative_slopes": Sum.of(N * slope),
+            name: Sum((pairs[:, None, :] @ one)[:, 0, :])
+            for name, pairs, one in (
+                ("positives", block.P, before),
+                ("negatives", block.N, before),
+                ("positive_slopes", block.P, slope),
+                ("negative_slopes", block.N, slope),
+            )
         }
 
     def value(self, r: Results) -> Array:
@@ -73,23 +76,20 @@ class RankingLoss(PairLoss):
         """Return what moving each row does to the ranks, and what moving a positive does to its own."""
         xp = array_namespace(block.S)
         _, of_G, of_R = self.of_ranks(self._ranks(r))
-        _, slope, P, N = self._before(block, r)
-        both = of_G + of_R
-        own = -(both * r["positive_slopes"] + of_R * r["negative_slopes"])
-        itself = block.slots[None, :, None] == r["top"].slot[:, None, :]
-        moved = (both[:, None, :] * P + of_R[:, None, :] * N) * slope
-        return xp.sum(moved + xp.where(itself, own[:, None, :], 0.0), axis=2)
+        _, slope, itself = self._before(block, r)
+        of_positive = of_G + of_R
+        own = -(of_positive * r["positive_slopes"] + of_R * r["negative_slopes"])
+        pull, push = ((slope @ one[:, :, None])[:, :, 0] for one in (of_positive, of_R))
+        return block.P * pull + block.N * push + xp.sum(xp.where(itself, own[:, None, :], 0.0), axis=2)
 
-    def _before(self, block: Block, r: Results) -> tuple[Array, Array, Array, Array]:
-        """Return the sigmoids and their slopes in S_j, (B, m, K), and the weights of the rows on either side."""
+    def _before(self, block: Block, r: Results) -> tuple[Array, Array, Array]:
+        """Return the sigmoids, their slopes in S_j, and which row is the positive itself, where both are 0; (B, m, K)."""
         xp = array_namespace(block.S)
-        top = r["top"]
-        there = top.slot[:, None, :] >= 0
-        before = sigmoid((block.S[:, :, None] - xp.where(there, top.similarity[:, None, :], 0.0)) / self.temperature)
-        itself = block.slots[None, :, None] == top.slot[:, None, :]
-        P = xp.where(itself | ~there, 0.0, block.P[:, :, None])
-        N = xp.where(there, block.N[:, :, None], 0.0)
-        return before, before * (1.0 - before) / self.temperature, P, N
+        slot = r["top"].slot[:, None, :]
+        itself = block.slots[None, :, None] == slot
+        apart = block.S[:, :, None] - r["top"].similarity[:, None, :]
+        before = sigmoid(xp.where(itself | (slot < 0), -xp.inf, apart / self.temperature))
+        return before, before * (1.0 - before) / self.temperature, itself
 
     def _ranks(self, r: Results) -> Ranks:
         xp = array_namespace(r["positives"])

@@ -34,7 +34,6 @@ class TripletLoss(RowLoss):
 
     margin: float
     reduction: PairReduction
-    width = 4  # the sorted rows, their order, either side's weights
 
     def _checked(self) -> None:
         object.__setattr__(self, "margin", checks.number("margin", self.margin))

@@ -59,6 +59,7 @@ __all__ = [
     "min",
     "minimum",
     "nan",
+    "nextafter",
     "nonzero",
     "ones",
     "ones_like",
@@ -72,6 +73,7 @@ __all__ = [
     "sum",
     "take",
     "take_along_axis",
+    "tanh",
     "uint8",
     "uint16",
     "uint32",
@@ -215,6 +217,7 @@ def _elementwise(function: Callable[[Array], Array]) -> Callable[[Array], Array]
 
 abs, exp, log = _elementwise(tf.abs), _elementwise(tf.exp), _elementwise(tf.math.log)
 sqrt, sign, isfinite = _elementwise(tf.sqrt), _elementwise(tf.sign), _elementwise(tf.math.is_finite)
+tanh = _elementwise(tf.tanh)
 
 
 def maximum(x1: Array, x2: Array, /) -> Array:
@@ -229,6 +232,10 @@ def minimum(x1: Array, x2: Array, /) -> Array:
 
 def remainder(x1: Array, x2: Array, /) -> Array:
     return tf.math.floormod(*_alike(x1, x2))
+
+
+def nextafter(x1: Array, x2: Array, /) -> Array:
+    return tf.math.nextafter(*_alike(x1, x2))
 
 
 def logaddexp(x1: Array, x2: Array, /) -> Array:

@@ -1,0 +1,258 @@
+"""Every loss by itself: its formula, its weights, and the rows that break formulas."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import xbm
+from tests import formulas
+from tests.oracle import gradient, normalize
+from tests.pair_losses import FORMULAS, LOSSES, MINED, HardestNegatives
+from tests.strategies import lengths
+from xbm import BatchHardTriplet, Block, Circle, NTXent, SmoothAP, SupCon, TupletMargin
+
+THRESHOLDS = (0.8, 0.5, 0.3, 0.02, 0.68, -0.4, -0.25, 0.41, -0.23)
+SHARP = [NTXent(temperature=0.01), SupCon(temperature=0.01), Circle(gamma=512), TupletMargin(scale=256)]
+FEWER = settings(max_examples=max(5, settings.default.max_examples // 3))
+
+
+@st.composite
+def rows_of_pairs(draw):
+    """Draw (S, P, N) as float64: cosines all different and away from every threshold, pairs at random."""
+    anchors, rows = draw(lengths(1, 4, [1, 3])), draw(lengths(1, 9, [2, 9]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    grid = np.linspace(-0.93, 0.93, anchors * rows)
+    for threshold in THRESHOLDS:
+        grid = np.where(np.abs(grid - threshold) < 2e-3, grid + 4e-3, grid)
+    S = rng.permutation(grid).reshape(anchors, rows)
+    kind = rng.integers(3, size=S.shape)
+    return S, (kind == 0).astype(float), (kind == 1).astype(float)
+
+
+def block_of(backend, S, P, N):
+    """Return one block with all the rows."""
+    slots, anchors = np.arange(S.shape[1]), np.arange(S.shape[0])
+    return Block(*(backend.array(one) for one in (S, P, N, slots, anchors)))
+
+
+def on_numpy(loss, S, P, N):
+    """Return what a loss says of whole rows, by NumPy."""
+    return loss.whole(Block(S, P, N, np.arange(S.shape[1]), np.arange(S.shape[0])))
+
+
+@pytest.mark.parametrize("loss", FORMULAS, ids=repr)
+@FEWER
+@given(drawn=rows_of_pairs())
+def test_value_is_the_formulas(backend, loss, drawn):
+    value, _ = loss.whole(block_of(backend, *drawn))
+    np.testing.assert_allclose(backend.numpy(value), formulas.rows(FORMULAS[loss], *drawn), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+@FEWER
+@given(drawn=rows_of_pairs(), soft=st.booleans())
+def test_weights_are_the_values_derivative(backend, loss, drawn, soft):
+    S, P, N = drawn
+    if soft and not isinstance(loss, Circle):  # whose formula has no weights
+        shade = np.random.default_rng(0).uniform(0.2, 2, size=S.shape)
+        P, N = P * shade, N * shade
+    _, W = loss.whole(block_of(backend, S, P, N))
+
+    def value(moved):
+        if isinstance(loss, Circle):
+            return float(np.sum(formulas.rows(FORMULAS[loss], moved, P, N, held=S)))
+        return float(np.sum(on_numpy(loss, moved, P, N)[0]))
+
+    np.testing.assert_allclose(backend.numpy(W), gradient(value, S, step=1e-6), rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+@FEWER
+@given(drawn=rows_of_pairs(), seed=st.integers(0, 1000))
+def test_order_of_rows_changes_nothing(backend, loss, drawn, seed):
+    shuffled = np.random.default_rng(seed).permutation(drawn[0].shape[1])
+    block, again = block_of(backend, *drawn), block_of(backend, *(one[:, shuffled] for one in drawn))
+    again = again._replace(slots=backend.array(shuffled))  # who draws by slots draws the same
+    (value, W), (value_again, W_again) = loss.whole(block), loss.whole(again)
+    np.testing.assert_allclose(backend.numpy(value_again), backend.numpy(value), rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(backend.numpy(W_again), backend.numpy(W)[:, shuffled], rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+@pytest.mark.parametrize("kinds", ["none", "positives", "negatives"])
+def test_rows_without_pairs_are_finite(backend, loss, kinds):
+    S = np.asarray([[0.9, 0.2, -0.4], [1.0, 1.0, -1.0]])
+    P, N = (np.ones_like(S) if kinds == kind else np.zeros_like(S) for kind in ("positives", "negatives"))
+    value, W = loss.whole(block_of(backend, S, P, N))
+    assert np.all(np.isfinite(backend.numpy(value)))
+    assert np.all(np.isfinite(backend.numpy(W)))
+    if kinds == "none":
+        assert not np.any(backend.numpy(value))
+        assert not np.any(backend.numpy(W))
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+@pytest.mark.parametrize("kind", ["positive", "negative"])
+def test_a_similarity_that_is_no_number_is_seen_in_the_loss(backend, loss, kind):
+    S = np.asarray([[0.9, 0.2, -0.4, 0.7], [0.9, 0.2, -0.4, 0.7]])
+    P = np.asarray([[1.0, 1.0, 0.0, 0.0]] * 2)
+    S[0, 0 if kind == "positive" else 3] = np.nan
+    with np.errstate(invalid="ignore"):
+        value, _ = loss.whole(block_of(backend, S, P, 1 - P))
+    value = backend.numpy(value)
+    assert np.isnan(value[0]) or (isinstance(loss, HardestNegatives) and kind == "positive")
+    assert np.isfinite(value[1]) or getattr(loss, "reduction", None) == "mean-nonzero"
+
+
+@pytest.mark.parametrize("loss", [*FORMULAS, *SHARP], ids=repr)
+@pytest.mark.parametrize("similarity", [-1.0, 0.5, 1.0])
+def test_equal_similarities(backend, loss, similarity):
+    """Ties everywhere: a finite value and finite weights, in float32 as in float64."""
+    P = np.asarray([[1.0, 1.0, 0.0, 0.0, 0.0]] * 2)
+    S, N = np.full(P.shape, similarity), np.asarray([[0.0, 0.0, 1.0, 1.0, 0.0]] * 2)
+    expected, W = (backend.numpy(one) for one in loss.whole(block_of(backend, S, P, N)))
+    assert np.all(np.isfinite(W))
+    value, W_again = loss.whole(block_of(backend, *(one.astype(np.float32) for one in (S, P, N))))
+    np.testing.assert_allclose(backend.numpy(value), expected, rtol=1e-5, atol=1e-5)
+    assert np.all(np.isfinite(backend.numpy(W_again)))
+    if not isinstance(loss, BatchHardTriplet):  # which takes one pair, in the lowest slot
+        np.testing.assert_allclose(W[:, [0, 2]], W[:, [1, 3]], rtol=1e-9)
+
+
+@pytest.mark.parametrize("loss", [*FORMULAS, *SHARP], ids=repr)
+def test_float32_is_float64_rounded(backend, loss):
+    rng = np.random.default_rng(0)
+    S = rng.permutation(np.linspace(-1, 1, 48)).reshape(3, 16)
+    kind = rng.integers(3, size=S.shape)
+    S, P, N = (one.astype(np.float32) for one in (S, kind == 0, kind == 1))
+    value, W = (backend.numpy(one) for one in loss.whole(block_of(backend, S, P, N)))
+    expected, W_64 = (backend.numpy(one) for one in loss.whole(block_of(backend, *(x.astype(float) for x in (S, P, N)))))
+    assert value.dtype == W.dtype == np.float32
+    np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(W, W_64, rtol=1e-3, atol=1e-4 * np.abs(W_64).max())
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, *SHARP], ids=repr)
+def test_a_memory_of_the_batch_is_the_batch(backend, loss):
+    """The memory that holds exactly the batch has the in-batch value: each anchor's own slot is left out."""
+    rng = np.random.default_rng(3)
+    x, labels = backend.array(rng.normal(size=(12, 16))), backend.array(np.arange(12) % 3)
+    objective = xbm.Objective(loss=loss, warmup=0, block_rows=5)
+    state = xbm.init(capacity=20, dim=16, dtype=backend.xp.float64, xp=backend.xp)
+    nothing = objective.evaluate(state, x, labels)
+    report = dict(zip(xbm.REPORT, backend.numpy(nothing.report), strict=True))
+    assert report["memory_loss"] == 0
+    assert np.isfinite(float(nothing.loss))
+    report = dict(zip(xbm.REPORT, backend.numpy(objective.step(state, x, labels).report), strict=True))
+    assert report["batch_loss"] != 0
+    np.testing.assert_allclose(report["memory_loss"], report["batch_loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, *SHARP], ids=repr)
+def test_half_precision_does_not_overflow(backend, loss):
+    """Rows and inputs in half precision; the arithmetic is float32's, and so are the exponents."""
+    xp, rng = backend.xp, np.random.default_rng(1)
+    rows = normalize(rng.normal(size=(24, 16)))
+    rows[:4] = rows[0]  # equal rows of different classes
+    labels = backend.array(np.arange(24) % 4)
+    objective = xbm.Objective(loss=loss, warmup=0)
+    for dtype in {"float16", "bfloat16"} & {*backend.storable}:
+        x = backend.array(rows, dtype)
+        result = objective.step(xbm.init(capacity=32, dim=16, dtype=x.dtype, xp=xp), x, labels)
+        gradient = backend.numpy(xp.astype(result.gradient, xp.float32))
+        assert np.isfinite(float(result.loss))
+        assert np.all(np.isfinite(gradient))
+        assert np.any(gradient)
+        wide = xbm.init(capacity=32, dim=16, dtype=xp.float64, xp=xp)
+        same = objective.step(wide, xp.astype(x, xp.float64), labels)
+        if loss not in MINED and not isinstance(loss, SmoothAP):  # whose choices and ranks rounding may turn
+            np.testing.assert_allclose(float(result.loss), float(same.loss), rtol=0.05)
+
+
+MEANS = [loss for loss in LOSSES if getattr(loss, "reduction", "sum").startswith("mean")] + [xbm.BinomialDeviance()]
+
+
+@pytest.mark.parametrize("loss", MEANS, ids=repr)
+@FEWER
+@given(drawn=rows_of_pairs())
+def test_a_mean_does_not_grow_with_the_memory(backend, loss, drawn):
+    """Every row twice: the same loss, and half the weight on each."""
+    (value, W), (twice, W_twice) = (
+        loss.whole(block_of(backend, *(np.tile(one, (1, times)) for one in drawn))) for times in (1, 2)
+    )
+    np.testing.assert_allclose(backend.numpy(twice), backend.numpy(value), rtol=1e-11)
+    np.testing.assert_allclose(2 * backend.numpy(W_twice)[:, : W.shape[1]], backend.numpy(W), rtol=1e-11)
+
+
+REDUCED = ["contrastive", "margin", "triplet", "semi-hard-triplet"]
+
+
+@pytest.mark.parametrize("name", REDUCED)
+@FEWER
+@given(drawn=rows_of_pairs())
+def test_reductions_divide_the_same_sum(backend, name, drawn):
+    """By each anchor's number of pairs, or by the batch's: then all active pairs of a side weigh alike, 1 in all."""
+    total, mean, nonzero = (
+        backend.numpy(xbm.losses.get(name, reduction).whole(block_of(backend, *drawn))[1])
+        for reduction in ("sum", "mean", "mean-nonzero")
+    )
+    np.testing.assert_array_equal(mean != 0, total != 0)
+    for side in (-1, 1):
+        share, whole = np.maximum(side * nonzero, 0), np.maximum(side * total, 0)
+        np.testing.assert_allclose(share * whole.sum(), whole * share.sum(), rtol=1e-11)
+        if name != "margin":  # where a pair weighs by its distance besides
+            np.testing.assert_allclose(share.sum(), len(total) * whole.any(), rtol=1e-11)
+
+
+def test_triplets_at_the_margin_do_not_count(backend):
+    """S_n = S_p - m exactly costs nothing and weighs nothing, whichever stands first."""
+    S = np.asarray([[0.75, 0.5, 0.5, 0.75], [0.5, 0.75, 0.75, 0.5]])
+    P, N = np.asarray([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 1.0, 0.0]]), np.asarray([[0.0, 1, 1, 0], [1, 0, 0, 1]])
+    for loss in (xbm.Triplet(margin=0.25), xbm.SemiHardTriplet(margin=0.25)):
+        value, W = loss.whole(block_of(backend, S, P, N.astype(float)))
+        assert not np.any(backend.numpy(value))
+        assert not np.any(backend.numpy(W))
+
+
+def test_a_negative_as_near_as_the_positive_is_not_semi_hard(backend):
+    S, P = np.asarray([[0.5, 0.5, 0.25]]), np.asarray([[1.0, 0.0, 0.0]])
+    _, W = xbm.SemiHardTriplet(margin=0.5).whole(block_of(backend, S, P, 1 - P))
+    np.testing.assert_array_equal(backend.numpy(W), [[-1.0, 0.0, 1.0]])
+
+
+@pytest.mark.parametrize("name", xbm.losses.LOSSES)
+def test_by_name_it_is_the_object_with_its_defaults(name):
+    loss = xbm.losses.get(name)
+    assert loss == xbm.losses.LOSSES[name]()
+    assert loss.needs_cosines is (name in ("margin", "circle", "tuplet-margin"))
+    if name in REDUCED:
+        assert xbm.losses.get(name, "mean-nonzero").reduction == "mean-nonzero"
+    else:
+        with pytest.raises(ValueError, match="'contrastive', 'triplet', 'semi-hard-triplet', 'margin'"):
+            xbm.losses.get(name, "mean")
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: xbm.Contrastive(neg_margin=np.nan), ValueError, "neg_margin must be a finite number"),
+        (lambda: xbm.Contrastive(reduction="median"), ValueError, "reduction must be"),
+        (lambda: xbm.Margin(alpha="0.2"), TypeError, "alpha must be a number"),
+        (lambda: xbm.Triplet(margin=np.inf), ValueError, "margin must be a finite number"),
+        (lambda: xbm.SemiHardTriplet(margin=0), ValueError, "margin must be above 0"),
+        (lambda: xbm.NTXent(temperature=0), ValueError, "temperature must be above 0"),
+        (lambda: xbm.NCA(temperature=-1), ValueError, "temperature must be above 0"),
+        (lambda: xbm.BinomialDeviance(beta=0), ValueError, "beta must be above 0"),
+        (lambda: xbm.LiftedStructure(gamma=0), ValueError, "gamma must be above 0"),
+        (lambda: xbm.Circle(gamma=-80), ValueError, "gamma must be above 0"),
+        (lambda: xbm.TupletMargin(scale=0), ValueError, "scale must be above 0"),
+        (lambda: xbm.SmoothAP(positives=0), ValueError, "positives must be at least 1"),
+        (lambda: xbm.SmoothAP(temperature=None), TypeError, "temperature must be a number"),
+        (lambda: xbm.RecallAtK(k=4), TypeError, "k must be a tuple of ints"),
+        (lambda: xbm.RecallAtK(k=(0,)), ValueError, "k must be at least 1"),
+    ],
+)
+def test_options_out_of_range_are_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
