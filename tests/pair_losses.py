@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 
+import xbm
 from tests import formulas
 from xbm import (
     NCA,
@@ -137,3 +138,10 @@ MINED = [
 ]
 
 LOSSES = [*FORMULAS, *OTHERS, *MINED]
+
+BY_NAME = [
+    *({"loss": name} for name in xbm.losses.LOSSES),
+    *({"miner": name} for name in xbm.mining.MINERS),
+    {"loss": "margin", "miner": DistanceWeightedMiner(dim=4, k=2)},
+]
+"""Options of an objective: every loss, and every miner."""

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import xbm
+from tests.pair_losses import BY_NAME
 from tests.table import DEVICES
 from xbm.memory import MemoryState, Rows
 
@@ -19,6 +20,7 @@ LOSSES = [
     {"loss": "multi-similarity", "miner": "multi-similarity"},
     {"loss": "batch-hard-triplet"},
     {"loss": "supcon", "in_batch": False},
+    {"copies": "replace"},
 ]
 
 
@@ -68,6 +70,24 @@ def test_compiled_and_differentiated_it_is_numpys_step(options):
     assert step._cache_size() == len(set(SIZES))  # filling, full, wrapped: one compilation for each batch shape
 
 
+@pytest.mark.parametrize("options", BY_NAME, ids=str)
+def test_every_loss_and_miner_is_compiled_too(options, wide):
+    """In float64, where rounding turns no choice of a pair."""
+    if not wide:
+        return
+    objective = xbm.Objective(warmup=0, block_rows=5, **options)
+    state = xbm.init(capacity=12, dim=4, dtype=jnp.float64, xp=jnp)
+    step, plain = compiled(objective), xbm.init(capacity=12, dim=4, dtype=np.dtype("float64"))
+    for x, labels, ids in batches([8, 8, 8]):
+        x = x.astype(np.float64)
+        (loss, result), gradient = step(*arrays((x,)), state, *arrays((labels, ids)))
+        expected = objective.step(plain, x, labels, ids=ids)
+        state, plain = result.state, expected.state
+        np.testing.assert_allclose(loss, expected.loss, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(gradient, expected.gradient, rtol=1e-7, atol=1e-10)
+    assert step._cache_size() == 1
+
+
 def test_a_last_block_may_be_shorter():
     losses = []
     for block_rows in (5, 100):
@@ -81,8 +101,9 @@ def test_a_last_block_may_be_shorter():
     np.testing.assert_allclose(losses[0].gradient, losses[1].gradient, rtol=1e-4, atol=1e-7)
 
 
-def test_rows_are_written_in_place(wide):
-    objective, state = xbm.Objective(warmup=0), xbm.init(capacity=1024, dim=16, xp=jnp)
+@pytest.mark.parametrize("copies", ["exclude", "replace"])
+def test_rows_are_written_in_place(copies):
+    objective, state = xbm.Objective(warmup=0, copies=copies), xbm.init(capacity=1024, dim=16, xp=jnp)
     step = compiled(objective)
     place = state.embeddings.unsafe_buffer_pointer()
     for batch in batches([8] * 4, dim=16):
@@ -92,7 +113,8 @@ def test_rows_are_written_in_place(wide):
         state = result.state
         assert before.embeddings.is_deleted()
         assert state.embeddings.unsafe_buffer_pointer() == place
-        state = xbm.enqueue(state, x, labels)  # not compiled
+        stored = "replace" if copies == "replace" else "keep"
+        state = xbm.enqueue(state, x, labels, ids=ids, copies=stored)  # not compiled
         assert state.embeddings.unsafe_buffer_pointer() == place
     program = step.lower(x, state, labels, ids).compile().as_text()
     assert re.search(r"= f32\[1024,16\]\S* (scatter|fusion|dynamic-update-slice|while)\(", program)

@@ -127,7 +127,9 @@ def test_float32_is_float64_rounded(backend, loss):
     kind = rng.integers(3, size=S.shape)
     S, P, N = (one.astype(np.float32) for one in (S, kind == 0, kind == 1))
     value, W = (backend.numpy(one) for one in loss.whole(block_of(backend, S, P, N)))
-    expected, W_64 = (backend.numpy(one) for one in loss.whole(block_of(backend, *(x.astype(float) for x in (S, P, N)))))
+    expected, W_64 = (
+        backend.numpy(one) for one in loss.whole(block_of(backend, *(x.astype(float) for x in (S, P, N))))
+    )
     assert value.dtype == W.dtype == np.float32
     np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(W, W_64, rtol=1e-3, atol=1e-4 * np.abs(W_64).max())

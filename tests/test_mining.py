@@ -172,5 +172,7 @@ def test_options_out_of_range_are_refused(make, error, message):
 
 
 def test_a_miner_of_cosines_refuses_other_similarities():
-    with pytest.raises(ValueError, match="DistanceWeightedMiner is a function of cosines: it needs normalize=True"):
+    with pytest.raises(
+        ValueError, match=r"DistanceWeightedMiner\(.*\) is a function of cosines: it needs normalize=True"
+    ):
         xbm.Objective(miner=DistanceWeightedMiner(dim=8), normalize=False)

@@ -11,7 +11,9 @@ from tests.pair_losses import LOSSES
 from tests.strategies import lengths
 from tests.test_losses import FEWER, block_of, rows_of_pairs
 from xbm import Contrastive, LogSumExp, Sum, TopK
+from xbm.losses import HingeLoss
 from xbm.scan import scan
+
 
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 @FEWER
@@ -50,7 +52,9 @@ def test_any_block_size_is_one_block(backend, loss, drawn, block_rows, seed):
     np.testing.assert_allclose(backend.numpy(found.value), backend.numpy(value), rtol=1e-12, atol=1e-14)
     expected = backend.numpy(W)
     np.testing.assert_allclose(backend.numpy(found.gradient), expected @ V, rtol=1e-9, atol=1e-12)
-    assert int(found.pairs) == np.count_nonzero(expected)
+    # A smooth weight may be rounded to 0 or not; a hinge's is 0 or far from it.
+    most = expected if isinstance(loss, HingeLoss) else P + N
+    assert np.count_nonzero(np.abs(expected) > 1e-9) <= int(found.pairs) <= np.count_nonzero(most)
     plain = scan(loss, backend.array(z), backend.array(V), (all_pairs,), Drawn(), block_rows=block_rows, gradient=False)
     np.testing.assert_array_equal(backend.numpy(plain.value), backend.numpy(found.value))
     assert plain.gradient is None

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 import xbm
+from tests.pair_losses import BY_NAME
 from xbm import backends
 from xbm.backends.namespaces import tensorflow as xp
 from xbm.memory import MemoryState
@@ -18,6 +19,7 @@ LOSSES = [
     {"loss": "multi-similarity", "miner": "multi-similarity"},
     {"loss": "batch-hard-triplet"},
     {"loss": "supcon", "in_batch": False},
+    {"copies": "replace"},
 ]
 
 
@@ -83,6 +85,28 @@ def test_it_is_numpys_step_and_traced_once(options, how):
         assert step.experimental_get_tracing_count() == 1
 
 
+@pytest.mark.parametrize("how", ["graph", "xla"])
+@pytest.mark.parametrize("options", BY_NAME, ids=str)
+def test_every_loss_and_miner_in_a_graph(options, how):
+    """In float64, where rounding turns no choice of a pair."""
+    graph = how == "graph"
+    objective = xbm.Objective(warmup=0, block_rows=5 if graph else 12, **options)  # XLA takes seconds for each block
+    dtype = {"dtype": tf.float64, "xp": xp}
+    memory = MemoryState(*(tf.Variable(one, trainable=False) for one in xbm.init(capacity=12, dim=4, **dtype)))
+    plain = xbm.init(capacity=12, dim=4, dtype=np.dtype("float64"))
+    wide = [tf.TensorSpec([None, 4], tf.float64), *signature()[1:]]
+    step = tf.function(train_step(objective, memory), input_signature=wide, jit_compile=not graph)
+    for x, labels, ids in batches([8, 3, 8] if graph else [8, 8]):
+        x = x.astype(np.float64)
+        loss, gradient, closed, _ = step(*map(tf.constant, (x, labels, ids)))
+        expected = objective.step(plain, x, labels, ids=ids)
+        plain = expected.state
+        np.testing.assert_allclose(loss, expected.loss, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(gradient, expected.gradient, rtol=1e-7, atol=1e-10)
+        np.testing.assert_array_equal(gradient, closed)
+    assert step.experimental_get_tracing_count() == 1
+
+
 @pytest.mark.parametrize("how", ["eager", "graph"])
 def test_states_may_be_tensors(how):
     """Then every write is a copy, and nothing but the returned state changes."""
@@ -109,9 +133,10 @@ def test_a_last_block_may_be_shorter():
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_under_xla_no_array_of_the_memorys_size_is_copied():
+@pytest.mark.parametrize("copies", ["exclude", "replace"])
+def test_under_xla_no_array_of_the_memorys_size_is_copied(copies):
     memory = variables(1024, 16)
-    step = tf.function(train_step(xbm.Objective(warmup=0), memory), jit_compile=True)
+    step = tf.function(train_step(xbm.Objective(warmup=0, copies=copies), memory), jit_compile=True)
     batch = [tf.constant(one) for one in next(batches([8], dim=16))]
     step(*batch)
     program = step.experimental_get_compiler_ir(*batch)(stage="optimized_hlo")

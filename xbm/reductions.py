@@ -91,15 +91,14 @@ class TopK(NamedTuple):
         xp, ops = backends.of(score)
         score = xp.where(weight > 0, score, -xp.inf)
         slot = xp.where(weight > 0, block.slots[None, :], -1)
-        short = k - (score.shape[1] or 0)  # no length is known in a graph that takes any
-        if short > 0:
-            rows = ops.length(score)
+        similarity = block.S
+        if k > 1:  # a block may have fewer rows: no branch on their number, which a graph may leave open
+            padding = (ops.length(score), k)
             like = {"dtype": score.dtype, "device": device_of(score)}
-            score = xp.concat([score, xp.full((rows, short), -xp.inf, **like)], axis=1)
-            slot = xp.concat([slot, xp.full((rows, short), -1, dtype=slot.dtype, device=device_of(slot))], axis=1)
-            similarity = xp.concat([block.S, xp.zeros((rows, short), **like)], axis=1)
-        else:
-            similarity = block.S
+            none = xp.full(padding, -1, dtype=slot.dtype, device=device_of(slot))
+            score = xp.concat([score, xp.full(padding, -xp.inf, **like)], axis=1)
+            slot = xp.concat([slot, none], axis=1)
+            similarity = xp.concat([similarity, xp.zeros(padding, **like)], axis=1)
         return cls(score, slot, similarity)._largest(k)
 
     def merge(self, other: TopK) -> TopK:

@@ -10,4 +10,4 @@ def take_in_rows(x: Array, indices: Array) -> Array:
     # Not take_along_axis: torch.compile would tie the graph to one batch size.
     first = xp.arange(ops.length(indices), dtype=indices.dtype, device=device_of(indices)) * ops.length(x, 1)
     places = xp.reshape(indices + first[:, None], (-1,))
-    return xp.reshape(xp.take(xp.reshape(x, (-1,)), places), (-1, indices.shape[1]))
+    return xp.reshape(xp.take(xp.reshape(x, (-1,)), places), (-1, ops.length(indices, 1)))

@@ -23,7 +23,7 @@ from xbm.experiments.plan import (
     plan_of,
     warmup_of,
 )
-from xbm.losses import LOSSES
+from xbm.losses import LOSSES, PAIR_REDUCTIONS, REDUCED
 from xbm.mining import MINERS
 
 # What imports torch is imported inside the commands: seconds that --help need not wait for.
@@ -81,8 +81,8 @@ def demo(seed, steps, framework, out, quick):
 @click.option("--miner", type=click.Choice([*MINERS, "none"]), default="none", show_default=True)
 @click.option(
     "--reduction",
-    type=click.Choice(["mean", "sum"]),
-    help="Of an anchor's pairs, for the contrastive loss alone.  [default: mean]",
+    type=click.Choice(PAIR_REDUCTIONS),
+    help=f"Of the pairs, for {', '.join(REDUCED)}.  [default: mean]",
 )
 @click.option("--capacity", type=COUNT, default=Config.capacity, show_default=True, help="Rows of the memory.")
 @click.option(
@@ -160,7 +160,7 @@ def resolved(options):
 
     left_open = {
         "warmup": warmup_of(options["steps"]),
-        "reduction": "mean" if options["loss"] == "contrastive" else None,
+        "reduction": "mean" if options["loss"] in REDUCED else None,
         "threads": get_num_threads(),
         "evaluate_every": -(-options["steps"] // CURVE_POINTS),
     }

@@ -15,7 +15,7 @@ from xbm.losses.binomial_deviance import BinomialDeviance
 from xbm.losses.circle import Circle
 from xbm.losses.contrastive import Contrastive
 from xbm.losses.custom import Differentiated, Function
-from xbm.losses.hinge import HingeLoss, PairReduction
+from xbm.losses.hinge import PAIR_REDUCTIONS, HingeLoss, PairReduction
 from xbm.losses.lifted_structure import LiftedStructure
 from xbm.losses.margin import Margin
 from xbm.losses.multi_similarity import MultiSimilarity
@@ -28,6 +28,8 @@ from xbm.losses.tuplet import NTXent, TupletLoss, TupletMargin
 __all__ = [
     "LOSSES",
     "NCA",
+    "PAIR_REDUCTIONS",
+    "REDUCED",
     "BatchHardTriplet",
     "BinomialDeviance",
     "Block",
@@ -82,6 +84,9 @@ LOSSES: dict[str, Callable[..., RowLoss]] = {
     "recall-at-k": RecallAtK,
 }
 
+REDUCED = [name for name, loss in LOSSES.items() if "reduction" in signature(loss).parameters]
+"""Names of the losses that have a choice of reduction."""
+
 
 def get(loss: LossLike, reduction: PairReduction | None = None) -> RowLoss:
     """Return a loss from a name, a loss or a callable.
@@ -104,19 +109,16 @@ def get(loss: LossLike, reduction: PairReduction | None = None) -> RowLoss:
             raise ValueError(f"loss must be {_accepted()}, got {loss!r}")
         if reduction is None:
             return LOSSES[loss]()
-        if loss in _REDUCED:
+        if loss in REDUCED:
             return LOSSES[loss](reduction=reduction)
     elif isinstance(loss, type) or not (isinstance(loss, RowLoss) or callable(loss)):
         raise TypeError(f"loss must be {_accepted()}, got {loss!r} of type {type(loss).__name__}")
     if isinstance(loss, str) or reduction is not None:
-        names = ", ".join(map(repr, _REDUCED))
+        names = ", ".join(map(repr, REDUCED))
         raise ValueError(
             f"reduction={reduction!r} is for a loss by name that has a choice ({names}); {loss!r} brings its own"
         )
     return loss if isinstance(loss, RowLoss) else Differentiated(loss)
-
-
-_REDUCED = [name for name, loss in LOSSES.items() if "reduction" in signature(loss).parameters]
 
 
 def _accepted() -> str:

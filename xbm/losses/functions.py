@@ -22,9 +22,10 @@ def hinge(x: Array) -> Array:
 
 
 def inverse(count: Array) -> Array:
-    """Return 1 / count, finite where the count is 0 (what it multiplies is 0 there)."""
+    """Return 1 / count, 0 where the count is 0."""
     xp = array_namespace(count)
-    return 1.0 / (count + xp.finfo(count.dtype).smallest_normal)
+    # No division by almost 0: a compiler that multiplies in another order would find infinities.
+    return xp.where(count > 0, 1.0 / xp.where(count > 0, count, 1.0), 0.0)
 
 
 def share(x: Array, weight: Array, log_sum: Array) -> Array:

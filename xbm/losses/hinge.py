@@ -46,7 +46,7 @@ class HingeLoss(SidedPairLoss):
         return self._active(*self.negative_gap(S), N, "negative", None)
 
     def _active(self, gap: Array, slope: Array | None, pairs: Array, name: str, counted: Array | None) -> Side:
-        """Return the `Side` of pairs by their gaps; `counted` are the pairs to average over, the active ones if None."""
+        """Return the `Side` of pairs by their gaps; `counted` are those to average over, the active ones if None."""
         _, ops = backends.of(gap)
         active = pairs * ops.is_positive(gap)
         summaries = {name: Sum.of(active * gap), f"n_{name}": Sum.of(active if counted is None else counted)}

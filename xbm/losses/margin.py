@@ -11,7 +11,7 @@ NEAREST = 1e-3  # Euclidean distance below which the direction between two rows 
 
 @dataclass(frozen=True)
 class Margin(HingeLoss):
-    r"""Margin loss: a boundary between positives and negatives on their Euclidean distance, with a margin on both sides.
+    r"""Margin loss: a boundary between positives and negatives on their distance, with a margin on both sides.
 
     With d = sqrt(2 - 2 S), L_i = sum_P [a + d - b]+ + sum_N [a - d + b]+, reduced as in `Contrastive`; the paper
     averages over the active pairs, ``"mean-nonzero"``.

@@ -83,7 +83,7 @@ class RankingLoss(PairLoss):
         return block.P * pull + block.N * push + xp.sum(xp.where(itself, own[:, None, :], 0.0), axis=2)
 
     def _before(self, block: Block, r: Results) -> tuple[Array, Array, Array]:
-        """Return the sigmoids, their slopes in S_j, and which row is the positive itself, where both are 0; (B, m, K)."""
+        """Return (B, m, K) each: sigmoids, their slopes in S_j, and which row is the positive itself: both 0 there."""
         xp = array_namespace(block.S)
         slot = r["top"].slot[:, None, :]
         itself = block.slots[None, :, None] == slot

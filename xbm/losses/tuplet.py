@@ -57,8 +57,8 @@ class TupletLoss(PairLoss):
 class NTXent(TupletLoss):
     r"""Normalised temperature-scaled cross entropy, also InfoNCE: each positive against all negatives.
 
-    L_i = (1/n_P) sum_P -log(exp(S_p / t) / (exp(S_p / t) + sum_N exp(S_n / t))); 0 without a positive or a negative. With
-    one positive per anchor it is MoCo's loss; with t = 1 the N-pair loss, ``"n-pair"``.
+    L_i = (1/n_P) sum_P -log(exp(S_p / t) / (exp(S_p / t) + sum_N exp(S_n / t))); 0 without a positive or a negative.
+    With one positive per anchor it is MoCo's loss; with t = 1 the N-pair loss, ``"n-pair"``.
 
     Parameters
     ----------
