@@ -1,4 +1,4 @@
-"""The command: `python -m benchmarks [step] [enqueue] [libraries] [memory] [retrieval]`, all without a name."""
+"""The command: `python -m benchmarks [step] [losses] [enqueue] [libraries] [memory] [retrieval]`, or all."""
 
 import json
 from dataclasses import dataclass
@@ -9,9 +9,18 @@ import torch
 from rich.console import Console
 
 from benchmarks import enqueue, libraries, machine, memory, retrieval, step
+from benchmarks import losses as every_loss
+from benchmarks.data import CLASSES
 from xbm import losses
 
-BENCHMARKS = {"step": step, "enqueue": enqueue, "libraries": libraries, "memory": memory, "retrieval": retrieval}
+BENCHMARKS = {
+    "step": step,
+    "losses": every_loss,
+    "enqueue": enqueue,
+    "libraries": libraries,
+    "memory": memory,
+    "retrieval": retrieval,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +35,7 @@ class Options:
     active: tuple[float, ...]
     batch: int
     dim: int
+    classes: int
     loss: str
     limit: float
     peak_sizes: tuple[int, ...]
@@ -64,6 +74,7 @@ count = click.IntRange(min=1)
 @click.option("--active", default="0,0.1,1", callback=several(float, 0, 1), help="Shares of active negatives.")
 @click.option("--batch", default=64, type=count, help="B.")
 @click.option("--dim", default=128, type=click.IntRange(min=2), help="D.")
+@click.option("--classes", default=CLASSES, type=click.IntRange(min=2), help="Of the rows, for losses.")
 @click.option("--loss", default="contrastive", type=click.Choice(list(losses.LOSSES)))
 @click.option("--limit", default=30.0, help="Seconds a call may take; a slower contender is left out, and named.")
 @click.option("--peak-sizes", default="65536,262144,1048576", callback=several(int, 1), help="M, for memory.")

@@ -7,6 +7,7 @@ call needs for each pair of an anchor and a memory row, so that one too large is
 import torch
 
 from benchmarks import dense, machine
+from benchmarks.formulas import BY_THREE
 from benchmarks.timing import clocked
 from xbm.integrations.torch import XBM
 
@@ -30,8 +31,8 @@ class Ours:
 
     bytes_per_pair = 0  # in blocks
 
-    def __init__(self, case):
-        self.xbm = XBM(case.dim, case.capacity, case.loss, warmup=0, device=case.device)
+    def __init__(self, case, miner=None):
+        self.xbm = XBM(case.dim, case.capacity, case.loss, miner=miner, warmup=0, device=case.device)
         self.xbm.fill(torch.nn.Identity(), case.rows())
 
     def __call__(self, x, labels):
@@ -64,6 +65,7 @@ class PairLists:
 
 
 PRODUCTS, OURS, DENSE, PAIRS = "products", "xbm", "dense autograd", "pytorch-metric-learning"
+PEERS = ("contrastive", "multi-similarity", "supcon", "batch-hard-triplet")
 STEPS = {PRODUCTS: Products, OURS: Ours, DENSE: dense.DenseAutograd, PAIRS: PairLists}
 
 
@@ -71,9 +73,10 @@ def left_out(name, case):
     """Return why a contender cannot be built for a case, or None if it can."""
     if name == PAIRS and not machine.installed(name):
         return "not installed"
-    if name == DENSE and case.loss not in dense.LOSSES:
-        return f"{case.loss} not written"
-    needed = case.batch * case.capacity * STEPS[name].bytes_per_pair
+    if name == PAIRS and case.loss not in PEERS:
+        return f"{case.loss} not compared"
+    per_pair = STEPS[name].bytes_per_pair * (case.capacity if name == DENSE and case.loss in BY_THREE else 1)
+    needed = case.batch * case.capacity * per_pair
     free = machine.available(case.device)
     if needed > free:
         return f"needs {needed / 1e9:.0f} GB of {free / 1e9:.0f}"

@@ -22,20 +22,21 @@ class Case:
     dim: int = 128  # D
     loss: str = "contrastive"  # a name among xbm.losses.LOSSES
     device: str = "cpu"
+    classes: int = CLASSES
 
     def rows(self):
         """Yield M rows in chunks `(embeddings (n, D), labels (n,))`."""
         generator = torch.Generator().manual_seed(1)
         for start in range(0, self.capacity, CHUNK):
             n = min(CHUNK, self.capacity - start)
-            labels = torch.randint(CLASSES, (n,), generator=generator)
+            labels = torch.randint(self.classes, (n,), generator=generator)
             yield self._embeddings(n, generator), labels.to(self.device)
 
     def inputs(self, number):
-        """Return the batch of some number: `(embeddings (B, D), labels (B,))`, B / 4 classes of 4."""
+        """Return the batch of some number: `(embeddings (B, D), labels (B,))`, B / 4 classes of 4, or all."""
         generator = torch.Generator().manual_seed(number + 2)
-        classes = torch.randperm(CLASSES, generator=generator)[: ceil(self.batch / INSTANCES)]
-        labels = classes.repeat_interleave(INSTANCES)[: self.batch]
+        classes = torch.randperm(self.classes, generator=generator)[: ceil(self.batch / INSTANCES)]
+        labels = classes.repeat_interleave(ceil(self.batch / len(classes)))[: self.batch]
         return self._embeddings(self.batch, generator), labels.to(self.device)
 
     def measured_active(self):

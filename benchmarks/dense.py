@@ -3,32 +3,8 @@
 import torch
 from torch.nn import functional
 
+from benchmarks.formulas import LOSSES
 from xbm import losses
-
-
-def contrastive(S, P, N, loss):
-    """Return (B,) means of the positives below one margin and of the active negatives above the other."""
-    pull, push = (loss.pos_margin - S).clamp(min=0) * P, (S - loss.neg_margin).clamp(min=0) * N
-    active = (push > 0).sum(dim=1)
-    return pull.sum(dim=1) / P.sum(dim=1).clamp(min=1) + push.sum(dim=1) / active.clamp(min=1)
-
-
-def multi_similarity(S, P, N, loss):
-    """Return (B,) soft maxima of the least similar positives and the most similar negatives."""
-    above = S - loss.base
-    pull = (-loss.alpha * above).masked_fill(~P, -torch.inf).logsumexp(dim=1)
-    push = (loss.beta * above).masked_fill(~N, -torch.inf).logsumexp(dim=1)
-    return functional.softplus(pull) / loss.alpha + functional.softplus(push) / loss.beta
-
-
-def supcon(S, P, N, loss):
-    """Return (B,) of the log-sum over all pairs, less the positives' mean."""
-    logits, n_positive = S / loss.temperature, P.sum(dim=1)
-    log_sum = logits.masked_fill(~(P | N), -torch.inf).logsumexp(dim=1)
-    return torch.where(n_positive > 0, log_sum - (logits * P).sum(dim=1) / n_positive.clamp(min=1), 0.0)
-
-
-LOSSES = {"contrastive": contrastive, "multi-similarity": multi_similarity, "supcon": supcon}
 
 
 class DenseAutograd:

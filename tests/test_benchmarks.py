@@ -7,10 +7,12 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks import contenders, dense, machine
+from benchmarks import losses as every_loss
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.data import Case, products_like
 from benchmarks.tables import Table, megabytes, span
 from benchmarks.timing import Times, interleaved
+from xbm import losses
 
 TINY = (
     "--rounds 2 --sizes 64,128 --batch 8 --dim 16 --active 0.1 --peak-sizes 256 --peak-batch 16 "
@@ -83,6 +85,22 @@ def test_the_set_to_search_has_classes_like_products():
     rows, labels = products_like(5000, 8)
     assert rows.shape == (5000, 8)
     assert 5 < 5000 / len(torch.unique(labels)) < 5.7
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+@pytest.mark.parametrize("seed", range(3))
+def test_every_loss_is_its_formula_differentiated_by_autograd(name, seed):
+    assert every_loss.error(name, torch.float64, seed=seed) < 1e-10
+    assert every_loss.error(name, torch.float32, seed=seed) < 1e-4
+
+
+def test_code_is_counted_without_its_docstrings():
+    class Two:
+        """Not counted."""
+
+        one = 1  # nor this
+
+    assert every_loss.lines(Two) == 2
 
 
 @pytest.mark.parametrize("loss", dense.LOSSES)

@@ -1,0 +1,86 @@
+"""Every loss and every miner: what a step costs, how exact it is, and how long its code."""
+
+import ast
+import inspect
+import textwrap
+
+import torch
+
+from benchmarks import formulas, machine
+from benchmarks.contenders import PRODUCTS, Ours, Products
+from benchmarks.data import Case
+from benchmarks.tables import Table, both, span
+from benchmarks.timing import clocked, interleaved
+from xbm import Block, DistanceWeightedMiner, losses, mining
+
+ACTIVE = 0.1  # share of negatives above contrastive loss's margin
+SMALL = (16, 512, 64)  # anchors, rows and classes that errors are measured with
+SMALLER = (16, 96, 12)  # where the formula compares rows with rows
+
+
+def run(options):
+    """Return the table of every loss, and of contrastive loss under every miner."""
+    table = Table(
+        f"Every loss and miner, B = {options.batch}, D = {options.dim}, {options.classes:,} classes",
+        ("loss", "M", "products", "step", "seconds", "error, float64", "error, float32", "lines"),
+        "A step of xbm, forward and backward with the in-batch term, as a multiple of X V^T and W V: fastest (median) "
+        f"of {options.rounds} interleaved rounds, {ACTIVE:.0%} of the negatives above 0.5; beside it the fastest in "
+        "seconds. Errors: the largest of value and weights against the formula over whole rows and autograd, over the "
+        "largest value and weight. Lines: of the class, without docstrings, blank lines and comments.",
+    )
+    miners = {**mining.MINERS, "distance-weighted": lambda: DistanceWeightedMiner(dim=options.dim)}
+    for capacity in options.sizes:
+        for name in losses.LOSSES:
+            _add(table, name, options, capacity, loss=name)
+        for name, make in miners.items():
+            _add(table, f"contrastive, {name} miner", options, capacity, miner=make())
+    return table
+
+
+def _add(table, title, options, capacity, *, loss="contrastive", miner=None):
+    case = Case(capacity, ACTIVE, options.batch, options.dim, loss, options.device, options.classes)
+    ready = {PRODUCTS: Products(case), title: Ours(case, miner=miner)}
+    wait = machine.waiting(case.device)
+    for one in ready.values():
+        clocked(one, case.inputs(0), wait=wait)
+    found = interleaved(ready, lambda n: case.inputs(n + 1), rounds=options.rounds, wait=wait)
+    figures = {"loss": title, "M": capacity} | {name: times._asdict() for name, times in found.items()}
+    cells = [span(found[PRODUCTS].fastest), both(found[title].times(found[PRODUCTS])), span(found[title].fastest)]
+    if miner is None:
+        figures["errors"] = [error(loss, dtype) for dtype in (torch.float64, torch.float32)]
+        of = type(losses.get(loss))
+        cells += [f"{one:.0e}" for one in figures["errors"]]
+    else:
+        cells += ["", ""]
+        of = type(miner)
+    figures["lines"] = lines(of)
+    table.add(figures, title, f"{capacity:,}", *cells, str(figures["lines"]))
+
+
+def error(name, dtype, *, seed=0):
+    """Return the largest relative error of a loss's values and weights against its formula and autograd."""
+    loss, formula = losses.get(name), formulas.LOSSES[name]
+    anchors, rows, classes = SMALLER if name in formulas.BY_THREE else SMALL
+    generator = torch.Generator().manual_seed(seed)
+    x, V = (
+        torch.nn.functional.normalize(torch.randn(n, 8, generator=generator, dtype=torch.float64))
+        for n in (anchors, rows)
+    )
+    S = (x @ V.T).to(dtype)
+    labels, row_labels = (torch.randint(classes, (n,), generator=generator) for n in (anchors, rows))
+    P = labels[:, None] == row_labels
+    value, W = loss.whole(Block(S, P.to(dtype), (~P).to(dtype), torch.arange(rows), torch.arange(anchors)))
+    leaf = S.double().requires_grad_()
+    expected = formula(leaf, P, ~P, loss)
+    (weights,) = torch.autograd.grad(expected.sum(), leaf)
+    pairs = ((value, expected.detach()), (W, weights))
+    return max(float((found - wanted).abs().max() / wanted.abs().max()) for found, wanted in pairs)
+
+
+def lines(kind):
+    """Return the lines of code of a class."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return len(ast.unparse(tree).replace("\n\n", "\n").splitlines())
