@@ -50,8 +50,8 @@ def flag(name: str, value: object) -> None:
 def choice(name: str, value: object, accepted: tuple[object, ...]) -> None:
     """Refuse a value that is not among `accepted`."""
     if value not in accepted:
-        listed = " or ".join(repr(one) for one in accepted)
-        raise ValueError(f"{name} must be {listed}, got {value!r}")
+        *others, last = map(repr, accepted)
+        raise ValueError(f"{name} must be {', '.join(others)} or {last}, got {value!r}")
 
 
 def same_library(name: str, array: Array, like: Array) -> None:

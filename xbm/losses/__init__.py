@@ -122,4 +122,7 @@ def get(loss: LossLike, reduction: PairReduction | None = None) -> RowLoss:
 
 
 def _accepted() -> str:
-    return f"one of the names {', '.join(map(repr, LOSSES))}, an xbm.RowLoss such as a PairLoss, or a callable"
+    return (
+        f"one of the names {', '.join(map(repr, LOSSES))}, an xbm.RowLoss such as a PairLoss, "
+        f"a callable, or for PyTorch's XBM one of pytorch-metric-learning's losses"
+    )
