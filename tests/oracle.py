@@ -40,6 +40,24 @@ class Memory:
         self.rows = deque((row._replace(anchor=None) for row in self.rows), maxlen=self.rows.maxlen)
 
 
+class KeyedMemory(Memory):
+    """The same with one row for each id: renewed where it stands, or appended."""
+
+    def enqueue(self, z, labels, ids=None, mask=None, *, age=0, mark=False):
+        """Take the last row of each id and every row without one; renew those there are, then append the others."""
+        batch = Memory(None)
+        batch.step = self.step
+        batch.enqueue(z, labels, ids, mask, age=age, mark=mark)
+        self.skipped += batch.skipped
+        kept = list(batch.rows)
+        new = [row for i, row in enumerate(kept) if row.id < 0 or row.id not in [later.id for later in kept[i + 1 :]]]
+        place = {row.id: i for i, row in enumerate(self.rows) if row.id >= 0}
+        for row in new:
+            if row.id in place:
+                self.rows[place[row.id]] = row
+        self.rows.extend(row for row in new if row.id not in place)
+
+
 def normalize(x):
     """Return the rows of x over the larger of their length and 1e-6, in float64."""
     x = np.asarray(x, np.float64)

@@ -102,6 +102,7 @@ NOT_APPLICABLE = {
         "tensorflow",
     ): "TensorFlow computes on its scope's device, not on its inputs'",
     ("test_values_too_large_for_the_memory_are_not_finite_there", "strict"): "the standard has no float16",
+    ("test_half_precision_does_not_overflow", "strict"): "the standard has no float16",
 }
 """(test, backend): why it cannot run there."""
 
@@ -139,6 +140,7 @@ NEEDS = {
     "tests/experiments": ("torch", "matplotlib", "rich", "safetensors"),
     "tests/experiments/test_jax_engine.py": ("torch", "jax", "flax", "optax"),
     "tests/experiments/test_keras_engine.py": ("torch", "keras"),
+    "tests/integrations/test_pytorch_metric_learning.py": ("torch", "pytorch_metric_learning"),
     "tests/integrations/keras": ("keras",),
     "tests/test_tensorflow_namespace.py": ("tensorflow", "array_api_strict"),
     "tests/test_docs.py": ("torch", "jax", "flax", "optax", "keras", "tensorflow"),

@@ -94,6 +94,19 @@ def test_every_loss_is_its_formula_differentiated_by_autograd(name, seed):
     assert every_loss.error(name, torch.float32, seed=seed) < 1e-4
 
 
+@pytest.mark.parametrize("name", losses.LOSSES)
+@pytest.mark.parametrize("shape", [(6, 40), (9, 33), (16, 20)])
+def test_every_loss_is_its_formula_where_a_side_has_no_pairs(name, shape):
+    B, M = shape
+    generator = torch.Generator().manual_seed(M)
+    S = 2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1
+    P = torch.randint(5, (B, 1), generator=generator) == torch.arange(M) % 5
+    N = ~P
+    P[0], N[1] = False, False
+    P[2] = N[2] = False
+    assert every_loss.difference(name, S, P, N) < 1e-10
+
+
 def test_code_is_counted_without_its_docstrings():
     class Two:
         """Not counted."""

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 import xbm
 from tests import oracle
 from tests.strategies import batches, capacities, dims, histories
-from xbm import memory
+from xbm import memory, placing
 
 
 def as_arrays(backend, batch):
@@ -48,22 +48,27 @@ class MemoryMachine(RuleBasedStateMachine):
     """Every transition in any order, beside a deque."""
 
     backend = None
+    copies = "keep"
+    slow = oracle.Memory
 
     @initialize(capacity=capacities, dim=dims, data=st.data())
     def start(self, capacity, dim, data):
         self.dim = dim
         dtype = getattr(self.backend.xp, data.draw(st.sampled_from(self.backend.storable)))
         self.state = xbm.init(capacity=capacity, dim=dim, dtype=dtype, xp=self.backend.xp)
-        self.model = oracle.Memory(capacity)
+        self.model = self.slow(capacity)
 
     @rule(data=st.data(), age=st.integers(0, 1))
     def enqueue(self, data, age):
         batch = data.draw(batches(self.dim, finite=False))
         arrays, keywords = as_arrays(self.backend, batch)
         keep, _ = memory.storable(self.state, arrays[0], mask=keywords.get("mask"))
-        own = self.backend.numpy(memory.own_slots(self.state, keep))
+        replace = keywords["ids"] if self.copies == "replace" and "ids" in keywords else None
+        replace = None if replace is None else self.backend.xp.clip(replace, min=-1)
+        own = placing.own_slots(self.state, keep, placing.place(self.state, keep, replace=replace))
+        own = self.backend.numpy(own)
         self.model.enqueue(batch.x, batch.labels, batch.ids, batch.mask, age=age, mark=True)
-        self.state = xbm.enqueue(self.state, *arrays, **keywords, age=age)
+        self.state = xbm.enqueue(self.state, *arrays, **keywords, copies=self.copies, age=age)
         stayed = {row.anchor for row in self.model.rows} - {None}
         assert {i for i, slot in enumerate(own) if slot >= 0} == stayed
         stored = self.backend.numpy(self.state.embeddings)

@@ -249,6 +249,7 @@ CALLS = {
     "mean": (FLOATS, of_some),
     "min": (NUMBERS, of_some),
     "minimum": (NUMBERS, binary),
+    "nextafter": (FLOATS, binary),
     "nonzero": (EVERY, elementwise),
     "ones": (EVERY, shaped),
     "ones_like": (EVERY, like),
@@ -262,12 +263,13 @@ CALLS = {
     "sum": (NUMBERS, reduction),
     "take": (EVERY, taken),
     "take_along_axis": (EVERY, taken_along),
+    "tanh": (FLOATS, elementwise),
     "where": (EVERY, selection),
     "zeros": (EVERY, shaped),
     "zeros_like": (EVERY, like),
 }
 NO_CALL = {"finfo", "iinfo", "isdtype"}  # asked of dtypes, below
-ROUNDED = {"exp", "log", "logaddexp", "mean", "sqrt"}
+ROUNDED = {"exp", "log", "logaddexp", "mean", "sqrt", "tanh"}
 VALUES_MAKE_SHAPES = {"nonzero"}  # not for XLA
 
 DIFFERENT = {

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from xbm import backends, checks
-from xbm.backends import Array
-from xbm.memory import MemoryState
+from xbm.backends import Array, device_of
+from xbm.memory import MemoryState, class_of_slot
 from xbm.normalization import normalize, through_normalize
 
 
@@ -27,8 +27,8 @@ class Batch(NamedTuple):
 
     queries: Side
     keys: Side | None
-    labels: Array  # (B,) int64
-    stored_labels: Array  # (B,) int64, or (K,) of the keys
+    labels: Array | None  # (B,) int64; None until each sample is a class of its own
+    stored_labels: Array | None  # (B,) int64, or (K,) of the keys
     ids: Array | None  # (B,) int64, -1 = none
 
     @property
@@ -41,11 +41,30 @@ class Batch(NamedTuple):
         """The rows that are compared and stored: (B, D), or (K, D) of the keys."""
         return self.queries.z if self.keys is None else self.keys.z
 
+    def labelled(self, slots: Array | None, capacity: int) -> Self:
+        """Return the batch with labels: those given, or a class of its own for each sample.
+
+        The class is the sample's id, or a number that no other row of the memory or the batch has: `class_of_slot` of
+        the slot (B,) that its row is stored in, or of one beyond the memory where there is none.
+        """
+        if self.labels is not None:
+            return self
+        xp, ops = backends.of(self.z)
+        integer = ops.integer_dtype(xp)
+        beyond = capacity + xp.arange(ops.length(self.z), dtype=integer, device=device_of(self.z))
+        if slots is None:
+            slots = beyond
+        slots = xp.astype(slots, integer, copy=False)
+        classes = class_of_slot(xp.where(slots >= 0, slots, beyond))
+        if self.ids is not None:
+            classes = xp.where(self.ids >= 0, self.ids, classes)
+        return self._replace(labels=classes, stored_labels=classes)
+
 
 def read(
     state: MemoryState,
     x: Array,
-    labels: Array,
+    labels: Array | None,
     *,
     ids: Array | None = None,
     keys: Array | None = None,
@@ -56,25 +75,27 @@ def read(
     """Return the `Batch` of a call, or refuse what the memory `state` cannot take."""
     like = state.embeddings
     checks.embeddings("embeddings", x, like)
-    checks.integers("labels", labels, x, like)
+    if labels is not None:
+        checks.integers("labels", labels, x, like)
     if ids is not None:
         checks.integers("ids", ids, x, like)
+    if key_labels is not None and (keys is None or labels is None):
+        raise ValueError(f"key_labels were given without {'keys' if keys is None else 'labels'}")
     stored, stored_labels = x, labels
     if keys is not None:
         checks.embeddings("keys", keys, like)
         if key_labels is None and keys.shape[0] != x.shape[0]:
             raise ValueError(
-                f"key_labels are needed where key i is not of query i's class: there are {x.shape[0]} queries and "
-                f"{keys.shape[0]} keys"
+                f"{'labels and ' if labels is None else ''}key_labels are needed where key i is not of query i's "
+                f"class: there are {x.shape[0]} queries and {keys.shape[0]} keys"
             )
         stored, stored_labels = keys, labels if key_labels is None else key_labels
-        checks.integers("key_labels", stored_labels, keys, like, of="keys")
+        if stored_labels is not None:
+            checks.integers("key_labels", stored_labels, keys, like, of="keys")
         if ids is not None and keys.shape[0] != x.shape[0]:
             raise ValueError(
                 f"ids name both query i and key i, but there are {x.shape[0]} queries and {keys.shape[0]} keys"
             )
-    elif key_labels is not None:
-        raise ValueError("key_labels were given without keys")
     if enqueue is not None:
         checks.mask("enqueue", enqueue, stored, like, of="embeddings" if keys is None else "keys")
 
@@ -85,8 +106,8 @@ def read(
         z = xp.astype(ops.stop_gradient(rows), xp.float64 if wide else xp.float32, copy=False)
         return Side(rows, *normalize(z)) if unit else Side(rows, z, None)
 
-    def exact(integers: Array) -> Array:
-        return xp.astype(integers, ops.integer_dtype(xp), copy=False)
+    def exact(integers: Array | None) -> Array | None:
+        return None if integers is None else xp.astype(integers, ops.integer_dtype(xp), copy=False)
 
     return Batch(
         queries=side(x),

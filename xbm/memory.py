@@ -5,7 +5,7 @@ buffer: where the library can, rows are written in place, so only the returned s
 An input that is refused leaves the state as it was.
 
 Two facts hold in every state and serve the rest of the library: slots `0 .. count - 1` are the filled ones,
-and the slots written by one call follow each other round the ring from the cursor.
+and the slots that one call appends follow each other round the ring from the cursor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any, Literal, NamedTuple
 import array_api_compat.numpy as numpy_namespace
 
 from xbm import backends, checks
-from xbm.backends import Array, Namespace, device_of
+from xbm.backends import Array, Namespace, array_namespace, device_of
+from xbm.placing import Placement, place
 
 
 class MemoryState(NamedTuple):
@@ -102,6 +103,7 @@ def enqueue(
     *,
     ids: Array | None = None,
     mask: Array | None = None,
+    copies: Literal["keep", "replace"] = "keep",
     on_nonfinite: Literal["skip", "raise"] = "skip",
     age: int = 0,
 ) -> MemoryState:
@@ -109,6 +111,10 @@ def enqueue(
 
     Any batch size is good: none, one, M, or more than M (the newest M rows stay). Rows are stored detached,
     cast to the memory's dtype, under the current step.
+
+    With `copies="replace"` an empty memory comes to hold one row, the newest, for each id: of the rows with one id in
+    a batch only the last is stored; a row whose id is in the memory is written in that slot, which keeps its place in
+    the ring; then the others are appended. That drops the oldest rows, even one renewed by the same batch.
 
     Parameters
     ----------
@@ -122,6 +128,8 @@ def enqueue(
         Sample of each row, >= 0; a negative one means none.
     mask : (B,) bool, optional
         Rows to store; a False row changes nothing.
+    copies : {"keep", "replace"}
+        Whether rows of one id stand beside each other, or the newest takes the place of the older one.
     on_nonfinite : {"skip", "raise"}
         What to do with rows that hold NaN or infinity, or would in the memory's dtype: leave them out and count
         them in `skipped`, or raise (which makes a device wait, and cannot be compiled).
@@ -146,6 +154,12 @@ def enqueue(
     ...     state = xbm.enqueue(state, np.ones((1, 1), np.float32), np.asarray([label]))
     >>> xbm.rows(state).labels
     array([2, 3, 4])
+    >>> state = xbm.init(capacity=3, dim=1)
+    >>> for sample in (7, 8, 7):
+    ...     one = np.asarray([sample])
+    ...     state = xbm.enqueue(state, np.ones((1, 1), np.float32), one, ids=one, copies="replace")
+    >>> xbm.rows(state).ids
+    array([7, 8])
     """
     checks.embeddings("embeddings", embeddings, state.embeddings)
     checks.integers("labels", labels, embeddings, state.embeddings)
@@ -153,9 +167,14 @@ def enqueue(
         checks.integers("ids", ids, embeddings, state.embeddings)
     if mask is not None:
         checks.mask("mask", mask, embeddings, state.embeddings)
+    checks.choice("copies", copies, ("keep", "replace"))
     checks.whole_number("age", age, at_least=0)
     keep, bad = storable(state, embeddings, mask=mask, on_nonfinite=on_nonfinite)
-    return write(state, embeddings, labels, ids, keep, bad, age=age)
+    if ids is not None:
+        xp, _ = backends.of(state.embeddings)
+        ids = xp.clip(xp.astype(ids, state.ids.dtype, copy=False), min=-1)
+    placement = place(state, keep, replace=ids if copies == "replace" else None)
+    return write(state, embeddings, labels, ids, keep, bad, placement, age=age)
 
 
 def storable(
@@ -184,15 +203,6 @@ def storable(
     return asked & finite, bad
 
 
-def own_slots(state: MemoryState, keep: Array) -> Array:
-    """Return (B,) the slot each row of a batch will own once `write` has stored it; -1 where it owns none."""
-    xp, ops = backends.of(state.embeddings)
-    capacity = state.embeddings.shape[0]
-    rank = ops.running_count(keep) - 1
-    stays = keep & (rank >= xp.sum(xp.astype(keep, rank.dtype)) - capacity)
-    return xp.where(stays, xp.remainder(state.cursor + rank, capacity), -1)
-
-
 def write(
     state: MemoryState,
     embeddings: Array,
@@ -200,23 +210,14 @@ def write(
     ids: Array | None,
     keep: Array,
     bad: Array,
+    placement: Placement,
     *,
     age: int = 0,
 ) -> MemoryState:
-    """Store the rows where `keep` is True; count those where `bad` is. For batches already checked."""
+    """Store the rows where `keep` is True as placed; count those where `bad` is. For batches already checked."""
     xp, ops = backends.of(state.embeddings)
-    device = device_of(state.embeddings)
     capacity, integer = state.embeddings.shape[0], state.cursor.dtype
-    run = ops.length(embeddings, most=capacity)
-    kept = xp.sum(xp.astype(keep, integer))
-
-    # Fixed shapes: the kept rows, moved to the front, end in a run of rows that goes to as many slots.
-    # Where fewer were kept, the rest of the run writes back what stands there.
-    kept_first = xp.argsort(xp.astype(~keep, xp.int8), stable=True)
-    nth = xp.clip(kept - run, min=0) + xp.arange(run, dtype=integer, device=device)
-    source = xp.take(kept_first, nth, axis=0)
-    slots = xp.remainder(state.cursor + nth, capacity)
-    valid = nth < kept
+    source, slots, valid, appended, _ = placement
 
     def put(array: Array, new: Array) -> Array:
         new = xp.take(xp.astype(new, array.dtype, copy=False), source, axis=0)
@@ -224,14 +225,14 @@ def write(
         return ops.write_rows(array, slots, xp.where(valid if len(array.shape) == 1 else valid[:, None], new, old))
 
     finite = xp.where(keep[:, None], ops.stop_gradient(embeddings), 0.0)
-    none = xp.full_like(kept_first, -1, dtype=integer)
+    none = xp.full_like(keep, -1, dtype=integer)
     return MemoryState(
         embeddings=put(state.embeddings, finite),
         labels=put(state.labels, labels),
-        ids=put(state.ids, none if ids is None else xp.clip(xp.astype(ids, integer, copy=False), min=-1)),
+        ids=put(state.ids, none if ids is None else ids),
         stored_at=put(state.stored_at, xp.zeros_like(none) + state.step - age),
-        cursor=xp.asarray(xp.remainder(state.cursor + kept, capacity)),
-        count=xp.asarray(xp.clip(state.count + kept, max=capacity)),
+        cursor=xp.asarray(xp.remainder(state.cursor + appended, capacity)),
+        count=xp.asarray(xp.clip(state.count + appended, max=capacity)),
         step=state.step,
         skipped=xp.asarray(state.skipped + xp.sum(xp.astype(bad, integer))),
     )
@@ -250,20 +251,18 @@ def clear(state: MemoryState) -> MemoryState:
 
 def rows(state: MemoryState) -> Rows:
     """Return the filled rows, oldest first, as copies. Their number depends on the state: not for compilers."""
-    xp, _ = backends.of(state.embeddings)
-    capacity, count = state.embeddings.shape[0], int(state.count)
-    age_rank = xp.arange(count, dtype=state.cursor.dtype, device=device_of(state.embeddings))
-    slots = xp.remainder(state.cursor - count + age_rank, capacity)
-    return Rows(*(xp.take(column, slots, axis=0) for column in state[: len(Rows._fields)]))
+    return _in_slots(state, _newest(state, int(state.count)))
 
 
 def resize(state: MemoryState, capacity: int) -> MemoryState:
     """Return a memory of another capacity with the newest rows that fit, in the same order."""
     xp, _ = backends.of(state.embeddings)
     checks.whole_number("capacity", capacity, at_least=1)
-    kept = Rows(*(column[max(0, int(state.count) - capacity) :, ...] for column in rows(state)))
-    count = kept.labels.shape[0]
-    empty = _emptied(state, capacity)
+    count = min(int(state.count), capacity)
+    slots = _newest(state, count)
+    kept, empty = _in_slots(state, slots), _emptied(state, capacity)
+    moved = class_of_slot(xp.arange(count, dtype=slots.dtype, device=device_of(slots)))
+    kept = kept._replace(labels=xp.where(kept.labels == class_of_slot(slots), moved, kept.labels))
 
     def scalar(value: int) -> Array:
         return xp.asarray(value, dtype=state.cursor.dtype, device=device_of(state.embeddings))
@@ -272,6 +271,23 @@ def resize(state: MemoryState, capacity: int) -> MemoryState:
     return empty._replace(
         **dict(zip(Rows._fields, columns, strict=True)), cursor=scalar(count % capacity), count=scalar(count)
     )
+
+
+def class_of_slot(slots: Array) -> Array:
+    """Return the class of rows without a label, one for each slot (n,) they are in: the lowest integers there are."""
+    return array_namespace(slots).iinfo(slots.dtype).min + slots
+
+
+def _newest(state: MemoryState, n: int) -> Array:
+    """Return the slots of the newest n rows, oldest first."""
+    xp, _ = backends.of(state.embeddings)
+    rank = xp.arange(n, dtype=state.cursor.dtype, device=device_of(state.embeddings))
+    return xp.remainder(state.cursor - n + rank, state.embeddings.shape[0])
+
+
+def _in_slots(state: MemoryState, slots: Array) -> Rows:
+    xp, _ = backends.of(state.embeddings)
+    return Rows(*(xp.take(column, slots, axis=0) for column in state[: len(Rows._fields)]))
 
 
 def _emptied(state: MemoryState, capacity: int) -> MemoryState:

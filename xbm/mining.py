@@ -21,7 +21,11 @@ class Miner(Staged, ABC):
 
     needs_cosines: bool = False  # True: refuses `normalize=False`
     whole_rows: bool = False  # True: `select` wants blocks of whole rows, (B, M) numbers at once
-    width: int = 1  # numbers that it holds for each pair of a block: more make blocks smaller
+
+    @property
+    def width(self) -> int:
+        """Numbers that it holds for each pair of a block: more make blocks smaller."""
+        return 1
 
     @abstractmethod
     def select(self, block: Block, r: Results) -> Block:
@@ -268,9 +272,10 @@ class SemiHardMiner(Miner):
 class DistanceWeightedMiner(Miner):
     r"""Negatives drawn so that all distances are met alike, and all positives.
 
-    Of the anchor's negatives k are drawn without replacement, with probabilities proportional to 1 / q(d): q(d) =
-    d^(D-2) (1 - d^2/4)^((D-3)/2), the density of the distance d = sqrt(2 - 2 S) between random points of a sphere. The draw is a
-    function of the seed, the step, the anchor and the slot: the same for any block size, device or array library.
+    Of the anchor's negatives k are drawn without replacement, with probabilities proportional to 1 / q(d), where q(d) =
+    d^(D-2) (1 - d^2/4)^((D-3)/2) is the density of the distance d = sqrt(2 - 2 S) between random points of a sphere.
+    The draw is a function of the seed, the step, the anchor and the slot: the same for any block size, device or array
+    library.
 
     Parameters
     ----------
@@ -388,7 +393,6 @@ class MinedRows(RowLoss):
     def __init__(self, loss: RowLoss, miner: Miner) -> None:
         self.loss, self.miner = loss, miner
         self.needs_cosines = loss.needs_cosines or miner.needs_cosines
-        self.width = max(loss.width, miner.width)
 
     def __repr__(self) -> str:
         return f"MinedRows({self.loss!r}, {self.miner!r})"
@@ -404,10 +408,14 @@ class Mined(PairLoss):
     def __init__(self, loss: PairLoss, miner: Miner) -> None:
         self.loss, self.miner = loss, miner
         self.needs_cosines = loss.needs_cosines or miner.needs_cosines
-        self.width = max(loss.width, miner.width)
 
     def __repr__(self) -> str:
         return f"Mined({self.loss!r}, {self.miner!r})"
+
+    @property
+    def width(self) -> int:
+        """The larger of the two."""
+        return max(self.loss.width, self.miner.width)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from xbm import backends
-from xbm.backends import Array, array_namespace
+from xbm.backends import Array
 
 Halves: TypeAlias = tuple[Array, Array]
 """The upper and the lower 16 bits of a number, as integers."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self
 
-from xbm import backends, checks, drift, losses, memory, mining
+from xbm import backends, checks, drift, losses, memory, mining, placing
 from xbm.backends import Array, device_of
 from xbm.batch import Batch, read
-from xbm.losses import Block, Contrastive, LossLike, RowLoss
+from xbm.losses import Block, Contrastive, Differentiated, LossLike, RowLoss
 from xbm.memory import MemoryState
 from xbm.mining import Miner
-from xbm.pairs import MemoryPairs, batch_pairs
+from xbm.pairs import MemoryPairs, OfLabels, Relation, batch_pairs
 from xbm.scan import scan
 
 REPORT = ("batch_loss", "memory_loss", "fill", "pairs", "drift", "drift_age", "skipped")
@@ -21,7 +21,7 @@ distance and age in steps of returning samples' old rows (NaN without any), and 
 were not finite."""
 
 LEAST_ROWS = 256  # memory rows in a block, at least
-HOST_BLOCK = 2**19  # similarities in a block: more fall out of a CPU's cache, fewer cost more calls
+HOST_BLOCK = 2**19  # numbers in a block: more fall out of a CPU's cache, fewer cost more calls
 DEVICE_BLOCK = 2**22  # and where a launch costs more than a block
 MOST_BLOCKS = 16  # for a compiler that unrolls the walk
 TYPICAL_BATCH = 64  # anchors, where a graph takes any number
@@ -56,8 +56,17 @@ class Objective:
         Whether the in-batch term counts.
     normalize : bool
         Compare and store x / max(|x|, 1e-6), so similarities are cosines in [-1, 1]; else x itself.
-    copies : {"exclude", "keep"}
-        With ids, whether older rows of an anchor's own sample are left out of its pairs.
+    copies : {"exclude", "keep", "replace"}
+        With ids, whether older rows of an anchor's own sample are left out of its pairs, or also replaced by the new
+        one, so that the memory holds one row for each sample: see `enqueue`.
+    match : callable, optional
+        Which pairs are positive: a function `(labels (B,), row_labels (m,)) -> (B, m)` booleans, in place of equal
+        labels. Every other pair is negative. It is called with the batch's labels and with blocks of the memory's.
+    pair_weights : callable, optional
+        What a pair counts for: a function `(labels (B,), row_labels (m,)) -> (B, m), (1, m) or (B, 1)` floats, at
+        least 0; 0 = no pair. A constant for the gradient. See `LogQ`.
+    ignore_label : int, optional
+        The class "other": its rows are positive to none, not even to each other, and negative to all.
     on_nonfinite : {"skip", "raise"}
         See `enqueue`.
     block_rows : int, optional
@@ -66,7 +75,8 @@ class Objective:
     Raises
     ------
     TypeError, ValueError
-        If an option is out of range, or the loss needs cosines and `normalize` is False.
+        If an option is out of range, the loss needs cosines and `normalize` is False, or a function as a loss, which
+        sees no weights, is given some.
 
     Examples
     --------
@@ -91,9 +101,13 @@ class Objective:
     warmup: int = 1000
     in_batch: bool = True
     normalize: bool = True
-    copies: Literal["exclude", "keep"] = "exclude"
+    copies: Literal["exclude", "keep", "replace"] = "exclude"
+    match: OfLabels | None = None
+    pair_weights: OfLabels | None = None
+    ignore_label: int | None = None
     on_nonfinite: Literal["skip", "raise"] = "skip"
     block_rows: int | None = None
+    relation: Relation = field(init=False, repr=False, compare=False)  # what labels say of a pair
     criterion: RowLoss = field(init=False, repr=False, compare=False)  # the loss over the pairs that the miner selects
 
     def __post_init__(self) -> None:
@@ -105,20 +119,30 @@ class Objective:
         checks.whole_number("warmup", self.warmup, at_least=0)
         checks.flag("in_batch", self.in_batch)
         checks.flag("normalize", self.normalize)
-        checks.choice("copies", self.copies, ("exclude", "keep"))
+        checks.choice("copies", self.copies, ("exclude", "keep", "replace"))
         checks.choice("on_nonfinite", self.on_nonfinite, ("skip", "raise"))
         if self.block_rows is not None:
             checks.whole_number("block_rows", self.block_rows, at_least=1)
-        if loss.needs_cosines and not self.normalize:
-            raise ValueError(f"{type(loss).__name__} is a function of cosines: it needs normalize=True")
+        for name in ("match", "pair_weights"):
+            function = getattr(self, name)
+            if function is not None and not callable(function):
+                raise TypeError(f"{name} must be callable as {name}(labels, row_labels), got {function!r}")
+        if self.ignore_label is not None:
+            checks.whole_number("ignore_label", self.ignore_label, at_least=-(2**63))
+        if self.pair_weights is not None and isinstance(loss, Differentiated):
+            raise ValueError(f"{loss!r} is a function of booleans, which tell no pair_weights: give an xbm.PairLoss")
+        for one in (loss, miner):
+            if one is not None and one.needs_cosines and not self.normalize:
+                raise ValueError(f"{one!r} is a function of cosines: it needs normalize=True")
         object.__setattr__(self, "warmup", int(self.warmup))
+        object.__setattr__(self, "relation", Relation(self.match, self.pair_weights, self.ignore_label))
         object.__setattr__(self, "criterion", mining.mined(loss, miner))
 
     def step(
         self,
         state: MemoryState,
         x: Array,
-        labels: Array,
+        labels: Array | None = None,
         *,
         ids: Array | None = None,
         enqueue: Array | None = None,
@@ -133,17 +157,19 @@ class Objective:
             Consumed: use only the returned one.
         x : (B, D) floating point
             Anchors. B may change from call to call and may be 0.
-        labels : (B,) integer
-            Classes of the anchors.
+        labels : (B,) integer, optional
+            Classes of the anchors. Left out, each sample is a class of its own: those of equal ids are, and query i
+            with key i.
         ids : (B,) integer, optional
             Samples of the anchors (and keys), >= 0, negative = none: tells copies and measures drift.
         enqueue : (B,) bool, optional
             Rows to store (of the keys, if there are any). The others are anchors and batch-mates all the same.
         keys : (K, D) floating point, optional
-            Rows to store and to compare with instead of x: two towers, or a momentum encoder. Key i is a candidate
-            of query i.
+            Rows to store and to compare with instead of x: two towers, or a momentum encoder. Queries meet no queries.
+            Key i is a candidate of query i, in the batch and in the memory; with ids, older keys of the query's id are
+            not.
         key_labels : (K,) integer, optional
-            Classes of the keys; those of the anchors if left out.
+            Classes of the keys; those of the anchors if left out. Needed where K is not B.
 
         Returns
         -------
@@ -157,21 +183,24 @@ class Objective:
         _, ops = backends.of(state.embeddings)
         batch = self._read(state, x, labels, ids=ids, keys=keys, key_labels=key_labels, enqueue=enqueue)
         keep, bad = memory.storable(state, batch.stored, mask=enqueue, on_nonfinite=self.on_nonfinite)
-        in_batch = self._batch_term(batch, gradient=True)  # before anything changes: a loss may raise
-        own = memory.own_slots(state, keep) if keys is None else None
+        placement = placing.place(state, keep, replace=self._replaced(batch))
+        slots = placing.own_slots(state, keep, placement)
+        batch = batch.labelled(slots, state.labels.shape[0])
+        in_batch = self._batch_term(batch, state.step, gradient=True)  # before anything changes: a loss may raise
         moved = None
         if ids is not None:
             moved = drift.returning(state, batch.stored, batch.ids)
-            state = state._replace(cursor=ops.after(state.cursor, moved.distance))  # old rows are read by now
-        state = memory.write(state, batch.stored, batch.stored_labels, batch.ids, keep, bad)
-        in_memory = self._memory_term(state, batch, own, gradient=True)
+            later = ops.after(placement.slots, moved.distance)  # old rows are read by now
+            placement = placement._replace(slots=later)
+        state = memory.write(state, batch.stored, batch.stored_labels, batch.ids, keep, bad, placement)
+        in_memory = self._memory_term(state, batch, slots if keys is None else None, gradient=True)
         return self._joined(memory.advance(state), batch, in_batch, in_memory, moved, gradient=True)
 
     def evaluate(
         self,
         state: MemoryState,
         x: Array,
-        labels: Array,
+        labels: Array | None = None,
         *,
         ids: Array | None = None,
         enqueue: Array | None = None,
@@ -185,8 +214,9 @@ class Objective:
         """
         _, ops = backends.of(state.embeddings)
         batch = self._read(state, x, labels, ids=ids, keys=keys, key_labels=key_labels, enqueue=enqueue)
+        batch = batch.labelled(None, state.labels.shape[0])
         wanted = gradient or any(ops.may_differentiate(one) for one in (x, keys) if one is not None)  # by the loss
-        in_batch = self._batch_term(batch, gradient=wanted)
+        in_batch = self._batch_term(batch, state.step, gradient=wanted)
         in_memory = self._memory_term(state, batch, None, gradient=wanted)
         result = self._joined(state, batch, in_batch, in_memory, None, gradient=wanted)
         return result if gradient else result._replace(gradient=None, key_gradient=None)
@@ -195,9 +225,14 @@ class Objective:
         """Return the state with a batch stored as rows of before this call, compared with nothing and not counted."""
         batch = self._read(state, x, labels, ids=ids)
         keep, bad = memory.storable(state, batch.stored, on_nonfinite=self.on_nonfinite)
-        return memory.write(state, batch.stored, batch.labels, batch.ids, keep, bad, age=1)
+        placement = placing.place(state, keep, replace=self._replaced(batch))
+        return memory.write(state, batch.stored, batch.labels, batch.ids, keep, bad, placement, age=1)
 
-    def _read(self, state: MemoryState, x: Array, labels: Array, **options: Any) -> Batch:
+    def _replaced(self, batch: Batch) -> Array | None:
+        """Return the samples (B,) whose older rows a batch replaces, if it does."""
+        return batch.ids if self.copies == "replace" else None
+
+    def _read(self, state: MemoryState, x: Array, labels: Array | None, **options: Any) -> Batch:
         return read(state, x, labels, unit=self.normalize, **options)
 
     def _joined(
@@ -241,17 +276,17 @@ class Objective:
         report = ops.stop_gradient(xp.stack([xp.astype(figures[name], xp.float32) for name in REPORT]))
         return Step(loss, dx, dk, state, report)
 
-    def _batch_term(self, batch: Batch, *, gradient: bool) -> _Term:
+    def _batch_term(self, batch: Batch, step: Array, *, gradient: bool) -> _Term:
         """Compare the batch with itself, or with its keys; the gradient is two-sided."""
         xp, ops = backends.of(batch.z)
         Z, V = batch.z, batch.stored
         if not self.in_batch or 0 in (Z.shape[0], V.shape[0]):
             return _Term.zero(Z, V)
         key_labels = None if batch.keys is None else batch.stored_labels
-        P, N = batch_pairs(batch.labels, key_labels, dtype=Z.dtype)
+        P, N = batch_pairs(batch.labels, key_labels, dtype=Z.dtype, relation=self.relation)
         columns, anchors = (xp.arange(ops.length(rows), device=device_of(Z)) for rows in (V, Z))
         with ops.full_precision(Z):
-            value, W = self.criterion.whole(Block(Z @ xp.matrix_transpose(V), P, N, columns, anchors))
+            value, W = self.criterion.whole(Block(Z @ xp.matrix_transpose(V), P, N, columns, anchors, step))
             return _Term(value, W @ V, xp.matrix_transpose(W) @ Z) if gradient else _Term(value)
 
     def _memory_term(self, state: MemoryState, batch: Batch, own: Array | None, *, gradient: bool) -> _Term:
@@ -262,11 +297,19 @@ class Objective:
         if nothing or (step is not None and step < self.warmup):
             return _Term.zero(batch.z)
         B, M = batch.z.shape[0], state.labels.shape[0]
-        elements = HOST_BLOCK if ops.on_host(batch.z) else DEVICE_BLOCK
+        elements = (HOST_BLOCK if ops.on_host(batch.z) else DEVICE_BLOCK) // self.criterion.width
         block_rows = -(-M // MOST_BLOCKS) if ops.unrolls(batch.z) else elements // (B or TYPICAL_BATCH)
 
-        ids = batch.ids if self.copies == "exclude" else None
-        pairs = MemoryPairs.of(batch.labels, own=own, ids=ids, count=state.count, step=state.step, dtype=batch.z.dtype)
+        ids = None if self.copies == "keep" else batch.ids
+        pairs = MemoryPairs.of(
+            batch.labels,
+            own=own,
+            ids=ids,
+            count=state.count,
+            step=state.step,
+            dtype=batch.z.dtype,
+            relation=self.relation,
+        )
         with ops.full_precision(batch.z):
             found = scan(
                 self.criterion,

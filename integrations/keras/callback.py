@@ -12,10 +12,11 @@ from xbm.integrations.keras.graph import eagerly, refuse_replicas
 from xbm.integrations.keras.memory import integer_dtype, row_dtype
 from xbm.integrations.keras.metric import MemoryMetric
 from xbm.integrations.keras.selection import Field, Outputs
-from xbm.losses import LossLike
+from xbm.losses import LossLike, PairReduction
 from xbm.memory import Rows
 from xbm.mining import Miner
 from xbm.objective import REPORT, Objective
+from xbm.pairs import OfLabels
 
 
 class XBMCallback(keras.callbacks.Callback):
@@ -31,24 +32,34 @@ class XBMCallback(keras.callbacks.Callback):
     capacity : int
         M, the most rows the memory holds; about M x (4 D + 24) bytes in float32.
     loss : str, PairLoss or callable
-        The pair loss: by name ("contrastive", "multi-similarity", "batch-hard-triplet", "supcon"), as an object, or as
+        The pair loss: a name among `xbm.losses.LOSSES` ("contrastive", "triplet", "nt-xent", ...), an object, or
         a function `(S, positive, negative) -> (B,)`.
     miner : str or Miner, optional
-        Choice of the pairs that count: by name ("multi-similarity") or as an object.
+        Choice of the pairs that count: a name among `xbm.mining.MINERS` ("hard-negatives", ...) or an object.
     weight : float
         Weight of the memory term, at least 0.
     warmup : int
         Training steps before the memory term counts. Rows are stored meanwhile.
-    reduction : {"mean", "sum"}, optional
-        Of a loss given by name: mean (default) over each anchor's positives and its active negatives, or sum.
+    reduction : {"mean", "mean-nonzero", "sum"}, optional
+        Of a loss by name that has a choice, see `xbm.losses.get`: mean (default) over each anchor's positives and its
+        active negatives, mean over all active pairs of the batch, or sum.
     in_batch : bool
         Whether the in-batch term counts. False where compile's loss is the in-batch loss already.
     normalize : bool
         Compare and store x / max(|x|, 1e-6), so similarities are cosines in [-1, 1]; else x itself.
     dtype : str
         What rows are stored in: "float32", "bfloat16", "float16" or "float64".
-    copies : {"exclude", "keep"}
-        With `ids=`, whether older rows of an anchor's own sample are left out of its pairs.
+    copies : {"exclude", "keep", "replace"}
+        With `ids=`, whether older rows of an anchor's own sample are left out of its pairs, or replaced: the memory
+        then keeps one row per sample.
+    match : callable, optional
+        Which pairs are positive: a function `(labels (B,), row_labels (m,)) -> (B, m)` booleans, in place of equal
+        labels. Every other pair is negative.
+    pair_weights : callable, optional
+        What a pair counts for: a function `(labels (B,), row_labels (m,)) -> (B, m), (1, m) or (B, 1)` floats, at
+        least 0; 0 = no pair. See `xbm.LogQ`.
+    ignore_label : int, optional
+        The class "other": its rows are positive to none, not even to each other, and negative to all.
     on_nonfinite : {"skip", "raise"}
         Leave rows with NaN or infinity out of the memory and count them, or raise (with `run_eagerly=True`).
     embeddings : str or callable, optional
@@ -89,11 +100,14 @@ class XBMCallback(keras.callbacks.Callback):
         miner: Miner | str | None = None,
         weight: float = 1.0,
         warmup: int = 1000,
-        reduction: Literal["mean", "sum"] | None = None,
+        reduction: PairReduction | None = None,
         in_batch: bool = True,
         normalize: bool = True,
         dtype: str = "float32",
-        copies: Literal["exclude", "keep"] = "exclude",
+        copies: Literal["exclude", "keep", "replace"] = "exclude",
+        match: OfLabels | None = None,
+        pair_weights: OfLabels | None = None,
+        ignore_label: int | None = None,
         on_nonfinite: Literal["skip", "raise"] = "skip",
         embeddings: str | Callable[[Any], Any] | None = None,
         labels: Field = None,
@@ -112,6 +126,9 @@ class XBMCallback(keras.callbacks.Callback):
             in_batch=in_batch,
             normalize=normalize,
             copies=copies,
+            match=match,
+            pair_weights=pair_weights,
+            ignore_label=ignore_label,
             on_nonfinite=on_nonfinite,
         )
         self.capacity, self.dtype, self.dim = capacity, row_dtype(dtype), dim

@@ -11,10 +11,11 @@ from xbm.integrations.keras import host
 from xbm.integrations.keras.graph import refuse_replicas, strategy
 from xbm.integrations.keras.losses import deserialized, serialized
 from xbm.integrations.keras.memory import Memory, row_dtype
-from xbm.losses import LossLike
+from xbm.losses import LossLike, PairReduction
 from xbm.memory import Rows
 from xbm.mining import Miner
 from xbm.objective import REPORT, Objective
+from xbm.pairs import OfLabels
 
 
 @keras.saving.register_keras_serializable(package="xbm")
@@ -30,6 +31,8 @@ class XBM(Memory, keras.layers.Layer):
         M, the most rows the memory holds; about M x (4 D + 24) bytes in float32.
     loss, miner, weight, warmup, reduction, in_batch, normalize, dtype, copies, on_nonfinite
         See `XBMCallback`.
+    match, pair_weights, ignore_label
+        See `XBMCallback`. A layer with a function is not saved with its model; its weights are.
     passthrough : bool
         Add the loss to the model's losses and return the embeddings as they are: for a functional graph, whose model
         is then compiled with no loss, or another.
@@ -65,11 +68,14 @@ class XBM(Memory, keras.layers.Layer):
         miner: Miner | str | None = None,
         weight: float = 1.0,
         warmup: int = 1000,
-        reduction: Literal["mean", "sum"] | None = None,
+        reduction: PairReduction | None = None,
         in_batch: bool = True,
         normalize: bool = True,
         dtype: str = "float32",
-        copies: Literal["exclude", "keep"] = "exclude",
+        copies: Literal["exclude", "keep", "replace"] = "exclude",
+        match: OfLabels | None = None,
+        pair_weights: OfLabels | None = None,
+        ignore_label: int | None = None,
         on_nonfinite: Literal["skip", "raise"] = "skip",
         passthrough: bool = False,
         name: str | None = None,
@@ -81,6 +87,8 @@ class XBM(Memory, keras.layers.Layer):
         self.capacity, self.row_dtype, self.passthrough = capacity, row_dtype(dtype), passthrough
         self.has_stored = False  # in some step, which may yet forget it
         self.loss, self.miner, self.reduction = loss, miner, reduction
+        self.match: Any = match
+        self.pair_weights: Any = pair_weights
         self.objective = Objective(
             loss=losses.get(loss, reduction),
             miner=miner,
@@ -89,6 +97,9 @@ class XBM(Memory, keras.layers.Layer):
             in_batch=in_batch,
             normalize=normalize,
             copies=copies,
+            match=match,
+            pair_weights=pair_weights,
+            ignore_label=ignore_label,
             on_nonfinite=on_nonfinite,
         )
 
@@ -100,24 +111,40 @@ class XBM(Memory, keras.layers.Layer):
         if not self.begun:
             self.begin(embeddings_shape[-1])
 
-    def __call__(self, embeddings: Any, labels: Any, ids: Any = None, **keywords: Any) -> Any:
+    def __call__(self, embeddings: Any, labels: Any = None, ids: Any = None, **keywords: Any) -> Any:
         """Refuse what JAX would cut off, then call the layer."""
         host.refuse_large("labels", labels)
         host.refuse_large("ids", ids)
+        host.refuse_large("key_labels", keywords.get("key_labels"))
         return super().__call__(embeddings, labels, ids, **keywords)
 
-    def call(self, embeddings: Any, labels: Any, ids: Any = None, training: bool | None = None) -> Any:
+    def call(
+        self,
+        embeddings: Any,
+        labels: Any = None,
+        ids: Any = None,
+        keys: Any = None,
+        key_labels: Any = None,
+        training: bool | None = None,
+    ) -> Any:
         """Return the loss, or the embeddings; in training store the batch first.
 
         Parameters
         ----------
         embeddings : (B, D) floating point
             Anchors, not normalised.
-        labels : (B,) integer
-            Classes of the anchors.
+        labels : (B,) integer, optional
+            Classes of the anchors. Left out, each sample is a class of its own: those of equal ids are, and query i
+            with key i.
         ids : (B,) integer, optional
-            Samples of the anchors, >= 0, negative = none: keeps a sample's older rows out of its pairs, and measures
-            drift.
+            Samples of the anchors (and keys), >= 0, negative = none: keeps a sample's older rows out of its pairs, and
+            measures drift.
+        keys : (K, D) floating point, optional
+            Rows to store and to compare with instead of the embeddings: two towers, or a momentum encoder. Queries meet
+            no queries. Key i is a candidate of query i, in the batch and in the memory; with ids, older keys of the
+            query's id are not.
+        key_labels : (K,) integer, optional
+            Classes of the keys; those of the anchors if left out. Needed where K is not B.
         training : bool, optional
             Whether to store the batch and count the call; as the model is called, if left out.
 
@@ -134,21 +161,21 @@ class XBM(Memory, keras.layers.Layer):
             that does not hand the layer's variables in.
         """
         refuse_replicas(strategy())
-        before = self.state()
+        before, given = self.state(), {"ids": ids, "keys": keys, "key_labels": key_labels}
         if training:
             self._refuse_loss_of_state(embeddings)
             self.has_stored = True
-            result = self.objective.step(before, embeddings, labels, ids=ids)
+            result = self.objective.step(before, embeddings, labels, **given)
             self.keep(before, result.state)
             self.figures.assign(result.report)
         else:
-            result = self.objective.evaluate(before, embeddings, labels, ids=ids, gradient=True)
+            result = self.objective.evaluate(before, embeddings, labels, **given, gradient=True)
         if not self.passthrough:
             return result.loss
         self.add_loss(result.loss)
         return embeddings
 
-    def compute_output_spec(self, embeddings: Any, labels: Any, ids: Any = None, training: bool | None = None) -> Any:
+    def compute_output_spec(self, embeddings: Any, *others: Any, **keywords: Any) -> Any:
         """Return the shape and dtype of what `call` returns."""
         return keras.KerasTensor(*((embeddings.shape, embeddings.dtype) if self.passthrough else ((), "float32")))
 
@@ -180,6 +207,9 @@ class XBM(Memory, keras.layers.Layer):
             "normalize": o.normalize,
             "dtype": self.row_dtype,
             "copies": o.copies,
+            "match": serialized(self.match),
+            "pair_weights": serialized(self.pair_weights),
+            "ignore_label": o.ignore_label,
             "on_nonfinite": o.on_nonfinite,
             "passthrough": self.passthrough,
         }

@@ -1,12 +1,12 @@
 """Pair losses for `compile`: the core's formulas within the batch, without state."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import keras
 
 from xbm import backends, losses, memory, mining
-from xbm.losses import LossLike
+from xbm.losses import LossLike, PairReduction
 from xbm.mining import Miner
 from xbm.objective import Objective
 
@@ -21,12 +21,12 @@ class InBatchLoss(keras.losses.Loss):
     Parameters
     ----------
     loss : str, PairLoss or callable
-        The pair loss: by name ("contrastive", "multi-similarity", "batch-hard-triplet", "supcon"), as an object, or as
+        The pair loss: a name among `xbm.losses.LOSSES` ("contrastive", "triplet", "nt-xent", ...), an object, or
         a function `(S, positive, negative) -> (B,)`.
     miner : str or Miner, optional
-        Choice of the pairs that count: by name ("multi-similarity") or as an object.
-    reduction : {"mean", "sum"}, optional
-        Of a loss given by name, over each anchor's pairs. Anchors are always averaged.
+        Choice of the pairs that count: a name among `xbm.mining.MINERS` ("hard-negatives", ...) or an object.
+    reduction : {"mean", "mean-nonzero", "sum"}, optional
+        Of a loss by name that has a choice, see `xbm.losses.get`. Anchors are always averaged.
     normalize : bool
         Compare x / max(|x|, 1e-6), so similarities are cosines in [-1, 1]; else x itself.
     name : str, optional
@@ -51,7 +51,7 @@ class InBatchLoss(keras.losses.Loss):
         loss: LossLike = "contrastive",
         *,
         miner: Miner | str | None = None,
-        reduction: Literal["mean", "sum"] | None = None,
+        reduction: PairReduction | None = None,
         normalize: bool = True,
         name: str = "in_batch_loss",
     ) -> None:
@@ -104,5 +104,6 @@ def deserialized(saved: Any) -> Any:
 
 
 def _known() -> dict[str, type]:
-    made = (make() for make in (*losses.LOSSES.values(), *mining.MINERS.values()))
-    return {type(one).__name__: type(one) for one in made}
+    made = [*(losses.get(name) for name in losses.LOSSES), *(mining.get(name) for name in mining.MINERS)]
+    kinds = {*map(type, made), mining.DistanceWeightedMiner}  # which has no name, since it must know D
+    return {kind.__name__: kind for kind in kinds}

@@ -7,11 +7,13 @@ import torch
 
 from xbm import losses
 from xbm.backends.torch import is_compiling
+from xbm.integrations.pytorch_metric_learning import adapted
 from xbm.integrations.torch.memory import Memory
 from xbm.integrations.torch.report import Report
-from xbm.losses import LossLike
+from xbm.losses import LossLike, PairReduction
 from xbm.mining import Miner
 from xbm.objective import REPORT, Objective
+from xbm.pairs import OfLabels
 
 
 class XBM(Memory):
@@ -27,26 +29,36 @@ class XBM(Memory):
         D, the embeddings' size.
     capacity : int
         M, the most rows the memory holds; about M x (4 D + 24) bytes in float32.
-    loss : str, PairLoss or callable
-        The pair loss: by name ("contrastive", "multi-similarity", "batch-hard-triplet", "supcon"), as an object, or as
+    loss : str, PairLoss, callable or pytorch-metric-learning loss
+        The pair loss: a name among `xbm.losses.LOSSES` ("contrastive", "triplet", "nt-xent", ...), an object, or
         a function `(S, positive, negative) -> (B,)`, see `xbm.losses.Differentiated`. One that is an `nn.Module`
         becomes a submodule: its learned parameters are among `xbm.parameters()`.
-    miner : str or Miner, optional
-        Choice of the pairs that count: by name ("multi-similarity") or as an object.
+    miner : str, Miner or pytorch-metric-learning miner, optional
+        Choice of the pairs that count: a name among `xbm.mining.MINERS` ("hard-negatives", ...) or an object.
     weight : float
         Weight of the memory term, at least 0.
     warmup : int
         Training calls before the memory term counts. Rows are stored meanwhile.
-    reduction : {"mean", "sum"}, optional
-        Of a loss given by name: mean (default) over each anchor's positives and its active negatives, or sum.
+    reduction : {"mean", "mean-nonzero", "sum"}, optional
+        Of a loss by name that has a choice, see `xbm.losses.get`: mean (default) over each anchor's positives and its
+        active negatives, mean over all active pairs of the batch, or sum.
     in_batch : bool
         Whether the in-batch term counts.
     normalize : bool
         Compare and store x / max(|x|, 1e-6), so similarities are cosines in [-1, 1]; else x itself.
     dtype : torch.dtype
         What rows are stored in: float32, bfloat16, float16 or float64. `.half()` and `.to(dtype)` don't change it.
-    copies : {"exclude", "keep"}
-        With `ids=`, whether older rows of an anchor's own sample are left out of its pairs.
+    copies : {"exclude", "keep", "replace"}
+        With `ids=`, whether older rows of an anchor's own sample are left out of its pairs, or replaced: the memory
+        then keeps one row per sample.
+    match : callable, optional
+        Which pairs are positive: a function `(labels (B,), row_labels (m,)) -> (B, m)` booleans, in place of equal
+        labels. Every other pair is negative.
+    pair_weights : callable, optional
+        What a pair counts for: a function `(labels (B,), row_labels (m,)) -> (B, m), (1, m) or (B, 1)` floats, at
+        least 0; 0 = no pair. See `xbm.LogQ`.
+    ignore_label : int, optional
+        The class "other": its rows are positive to none, not even to each other, and negative to all.
     on_nonfinite : {"skip", "raise"}
         Leave rows with NaN or infinity out of the memory and count them, or raise (the device waits).
     device : torch.device, optional
@@ -86,23 +98,30 @@ class XBM(Memory):
         miner: Miner | str | None = None,
         weight: float = 1.0,
         warmup: int = 1000,
-        reduction: Literal["mean", "sum"] | None = None,
+        reduction: PairReduction | None = None,
         in_batch: bool = True,
         normalize: bool = True,
         dtype: torch.dtype = torch.float32,
-        copies: Literal["exclude", "keep"] = "exclude",
+        copies: Literal["exclude", "keep", "replace"] = "exclude",
+        match: OfLabels | None = None,
+        pair_weights: OfLabels | None = None,
+        ignore_label: int | None = None,
         on_nonfinite: Literal["skip", "raise"] = "skip",
         device: torch.types.Device = None,
     ) -> None:
         super().__init__(dim, capacity, dtype=dtype, device=device)
+        pair_loss, pair_miner = adapted(loss, miner, dim=dim)
         self.objective = Objective(
-            loss=losses.get(loss, reduction),
-            miner=miner,
+            loss=losses.get(pair_loss, reduction),
+            miner=pair_miner,
             weight=weight,
             warmup=warmup,
             in_batch=in_batch,
             normalize=normalize,
             copies=copies,
+            match=match,
+            pair_weights=pair_weights,
+            ignore_label=ignore_label,
             on_nonfinite=on_nonfinite,
         )
         if isinstance(loss, torch.nn.Module):
@@ -126,7 +145,7 @@ class XBM(Memory):
     def forward(
         self,
         embeddings: torch.Tensor,
-        labels: torch.Tensor,
+        labels: torch.Tensor | None = None,
         *,
         ids: torch.Tensor | None = None,
         enqueue: torch.Tensor | None = None,
@@ -139,18 +158,20 @@ class XBM(Memory):
         ----------
         embeddings : (B, D) floating point
             Anchors, not normalised. B may change from call to call and may be 0.
-        labels : (B,) integer
-            Classes of the anchors.
+        labels : (B,) integer, optional
+            Classes of the anchors. Left out, each sample is a class of its own: those of equal ids are, and query i
+            with key i.
         ids : (B,) integer, optional
-            Samples of the anchors, >= 0, negative = none: keeps a sample's older rows out of its pairs, and measures
-            drift.
+            Samples of the anchors (and keys), >= 0, negative = none: keeps a sample's older rows out of its pairs, and
+            measures drift.
         enqueue : (B,) bool, optional
             Rows to store (of the keys, if there are any); the others are compared all the same.
         keys : (K, D) floating point, optional
-            Rows to store and to compare with instead of the embeddings: two towers, or a momentum encoder. Key i is a
-            candidate of query i.
+            Rows to store and to compare with instead of the embeddings: two towers, or a momentum encoder. Queries meet
+            no queries. Key i is a candidate of query i, in the batch and in the memory; with ids, older keys of the
+            query's id are not.
         key_labels : (K,) integer, optional
-            Classes of the keys; those of the anchors if left out.
+            Classes of the keys; those of the anchors if left out. Needed where K is not B.
 
         Returns
         -------
@@ -164,7 +185,7 @@ class XBM(Memory):
             If activation checkpointing runs it once more during backward, which would store the batch twice.
         """
         state = self._state(getattr(embeddings, "device", "cpu"), begin=self.training)
-        given = {"ids": ids, "enqueue": enqueue, "keys": keys, "key_labels": key_labels}
+        given: dict[str, Any] = {"ids": ids, "enqueue": enqueue, "keys": keys, "key_labels": key_labels}
         if self.training:
             _refuse_recomputation()
             result = self.objective.step(state, embeddings, labels, **given)
@@ -223,10 +244,12 @@ class XBM(Memory):
     def extra_repr(self) -> str:
         """Return the options, for `print(module)`."""
         o = self.objective
+        relation = ("match", "pair_weights", "ignore_label")
+        given = [f", {name}={getattr(o, name)!r}" for name in relation if getattr(o, name) is not None]
         return (
             f"dim={self.dim}, capacity={self.capacity}, loss={o.loss!r}, miner={o.miner!r}, weight={o.weight}, "
             f"warmup={o.warmup}, in_batch={o.in_batch}, normalize={o.normalize}, dtype={self.embeddings.dtype}, "
-            f"copies={o.copies!r}, on_nonfinite={o.on_nonfinite!r}"
+            f"copies={o.copies!r}, on_nonfinite={o.on_nonfinite!r}{''.join(given)}"
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:

@@ -28,6 +28,8 @@ OPTIONS = [
     {"loss": "supcon"},
     {"loss": "batch-hard-triplet"},
     {"loss": "multi-similarity", "miner": "multi-similarity"},
+    {"match": lambda a, b: (a[:, None] - b[None, :]).abs() <= 1, "ignore_label": 2},
+    {"pair_weights": lambda a, b: (1.0 + b % 2)[None, :]},
 ]
 
 
@@ -481,6 +483,27 @@ def test_repr_shows_the_options():
     text = repr(XBM(4, 8, weight=0.5, dtype=torch.bfloat16))
     for option in ("dim=4", "capacity=8", "Contrastive", "weight=0.5", "torch.bfloat16", "copies='exclude'"):
         assert option in text
+    for name in ("match", "pair_weights", "ignore_label"):
+        assert name not in text
+    text = repr(XBM(4, 8, match=torch.eq, pair_weights=torch.ne, ignore_label=-1))
+    for option in ("match=<built-in method eq", "pair_weights=<built-in method ne", "ignore_label=-1"):
+        assert option in text
+
+
+@pytest.mark.parametrize("with_keys", [False, True], ids=["two views", "keys"])
+def test_no_labels(with_keys):
+    """Each sample is its own class, in training and in evaluation, as in the core."""
+    module, state = XBM(4, 16, "supcon", warmup=1), core.init(capacity=16, dim=4, xp=xp)
+    for x, _, ids in numbers(0, 5):
+        given = {"keys": x.flip(1)} if with_keys else {"ids": ids % 3}
+        loss = module(x, **given)
+        result = module.objective.step(state, x, **given)
+        state = result.state
+        assert torch.equal(loss, result.loss)
+        assert loss > 0
+    assert len(set(module.rows().labels.tolist())) == (16 if with_keys else 3)
+    module.eval()
+    assert torch.equal(module(x, **given), module.objective.evaluate(state, x, **given).loss)
 
 
 @pytest.mark.parametrize(

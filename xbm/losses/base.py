@@ -48,7 +48,11 @@ class RowLoss(ABC):
     """A loss that sees whole rows: (B, M) numbers at once, for what no summaries can tell."""
 
     needs_cosines: bool = False  # True: refuses `normalize=False`
-    width: int = 1  # numbers that it holds for each pair of a block: more make blocks smaller
+
+    @property
+    def width(self) -> int:
+        """Numbers that it holds for each pair of a block: more make blocks smaller."""
+        return 1
 
     @abstractmethod
     def whole(self, block: Block) -> tuple[Array, Array]:

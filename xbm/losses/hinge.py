@@ -7,7 +7,7 @@ from xbm import backends
 from xbm.backends import Array, array_namespace
 from xbm.losses.base import Side, SidedPairLoss
 from xbm.losses.functions import inverse
-from xbm.reductions import Results, Sum
+from xbm.reductions import Results, Sum, Summaries
 
 PairReduction: TypeAlias = Literal["mean", "mean-nonzero", "sum"]
 """How the pairs of an anchor are put together: the mean over its positives plus the mean over its active negatives;
@@ -49,7 +49,7 @@ class HingeLoss(SidedPairLoss):
         """Return the `Side` of pairs by their gaps; `counted` are those to average over, the active ones if None."""
         _, ops = backends.of(gap)
         active = pairs * ops.is_positive(gap)
-        summaries = {name: Sum.of(active * gap), f"n_{name}": Sum.of(active if counted is None else counted)}
+        summaries: Summaries = {name: Sum.of(active * gap), f"n_{name}": Sum.of(active if counted is None else counted)}
         return Side(active if slope is None else active * slope, summaries)
 
     def value(self, r: Results) -> Array:

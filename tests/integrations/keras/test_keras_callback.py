@@ -6,7 +6,20 @@ import pytest
 
 import xbm
 from tests.integrations.keras.simulation import KINDS, RATE, Simulation, make, weight, weights_at_first
+from xbm.backends import array_namespace
 from xbm.integrations.keras import InBatchLoss, XBMCallback
+
+
+def near(labels, row_labels):
+    """A relation for `match`, in any library."""
+    return abs(labels[:, None] - row_labels[None, :]) <= 1
+
+
+def by_row(labels, row_labels):
+    """Weights for `pair_weights`, in any library."""
+    xp = array_namespace(row_labels)
+    return xp.astype(1 + row_labels % 2, xp.float32)[None, :]
+
 
 OPTIONS = [
     {"capacity": 5},  # below the batch
@@ -18,6 +31,7 @@ OPTIONS = [
     {"loss": "multi-similarity", "miner": "multi-similarity"},
     {"warmup": 0},
     {"warmup": 100},
+    {"match": near, "pair_weights": by_row, "ignore_label": 4},
 ]
 
 

@@ -201,6 +201,44 @@ def test_eager_calls(data):
     assert len(layer.rows().labels) == 0
 
 
+@pytest.mark.parametrize("with_labels", [True, False], ids=["labels", "no labels"])
+def test_two_towers(with_labels, data):
+    """Keys are stored and compared; without labels each query has its key."""
+    x, y = data
+    layer = XBM(capacity=32, loss="supcon", warmup=1)
+    objective, state = xbm.Objective(loss="supcon", warmup=1), xbm.init(capacity=32, dim=6)
+    for start in range(0, 50, 8):
+        rows = slice(start, start + 8)
+        given = {"labels": y[rows], "key_labels": y[rows][::-1].copy()} if with_labels else {}
+        given |= {"keys": x[rows][:, ::-1].copy(), "ids": np.arange(50)[rows]}
+        loss = layer(x[rows], **given, training=True)
+        step = objective.step(state, x[rows], **given)
+        state = step.state
+        assert float(loss) == pytest.approx(float(step.loss), rel=1e-5)
+    np.testing.assert_array_equal(layer.rows().labels, xbm.rows(state).labels)
+    evaluated = objective.evaluate(state, x[:8], keys=x[:8]).loss
+    assert float(layer(x[:8], keys=x[:8])) == pytest.approx(float(evaluated), rel=1e-5)
+
+
+def test_two_towers_in_a_functional_graph(data):
+    """MoCo's pairs in a compiled `fit`, without labels."""
+    x, _ = data
+    image, view = keras.Input((6,), name="image"), keras.Input((6,), name="view")
+    layer = XBM(capacity=32, loss="supcon", warmup=0, passthrough=True)
+    encoder = dense()
+    model = keras.Model({"image": image, "view": view}, layer(encoder(image), keys=encoder(view)))
+    model.compile(keras.optimizers.SGD(RATE))
+    model.fit({"image": x, "view": x[:, ::-1]}, **FIT)
+    W, state = weights_at_first(), xbm.init(capacity=32, dim=DIM)
+    objective = xbm.Objective(loss="supcon", warmup=0)
+    for start in range(0, 50, 8):
+        images, views = x[start : start + 8], x[start : start + 8, ::-1]
+        step = objective.step(state, images @ W, keys=views @ W)
+        state, W = step.state, W - RATE * (images.T @ step.gradient + views.T @ step.key_gradient)
+    np.testing.assert_allclose(weight(model), W, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(layer.rows().labels, xbm.rows(state).labels)
+
+
 def test_the_layer_under_mixed_precision_keeps_float32(data):
     x, y = data
     keras.config.set_dtype_policy("mixed_float16")
@@ -246,7 +284,7 @@ def test_the_loss_trains(data):
 def test_losses_and_layers_are_serialised(options):
     loss = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(InBatchLoss(**options)))
     assert loss.objective == InBatchLoss(**options).objective
-    layer = XBM(capacity=5, warmup=3, dtype="float16", passthrough=True, **options)
+    layer = XBM(capacity=5, warmup=3, dtype="float16", passthrough=True, ignore_label=7, **options)
     again = XBM.from_config(layer.get_config())
     assert again.get_config() == layer.get_config()
     assert again.objective == layer.objective
@@ -255,6 +293,8 @@ def test_losses_and_layers_are_serialised(options):
 def test_a_loss_of_ones_own_says_that_it_is_not_saved():
     with pytest.raises(TypeError, match="cannot be saved with the model"):
         InBatchLoss(lambda S, P, N: S[:, 0]).get_config()
+    with pytest.raises(TypeError, match="cannot be saved with the model"):
+        XBM(match=lambda a, b: a[:, None] == b[None, :]).get_config()
 
 
 def test_sample_weights_are_refused_by_the_loss(data):

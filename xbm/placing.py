@@ -1,0 +1,126 @@
+"""Which slots of the memory the rows of a batch go to: behind each other round the ring, or where their sample has one.
+
+Shapes are fixed: of a batch of B rows just min(B, M) go to as many slots, none twice. What they lack in rows to store
+they write back as it stands.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from xbm import backends
+from xbm.backends import Array, device_of
+
+if TYPE_CHECKING:
+    from xbm.memory import MemoryState
+
+
+class Placement(NamedTuple):
+    """Where a batch goes: row `source[n]` into `slots[n]` if `valid[n]`, else what stands there (n = min(B, M))."""
+
+    source: Array  # (n,) integer, index in the batch
+    slots: Array  # (n,) integer, none twice
+    valid: Array  # (n,) bool
+    appended: Array  # () integer, rows by which the cursor moves on
+    own: Array | None  # (B,) integer, slot of each row, -1 = none; None where all are appended: see `own_slots`
+
+
+def place(state: MemoryState, keep: Array, *, replace: Array | None = None) -> Placement:
+    """Return where the rows of a batch go.
+
+    Parameters
+    ----------
+    state : MemoryState
+        The memory before the batch is stored.
+    keep : (B,) bool
+        Rows to store.
+    replace : (B,) integer, optional
+        Samples whose older rows they replace, -1 = none, in the dtype of the memory's ids.
+    """
+    return _run(state, keep) if replace is None else _spread(state, *_replacing(state, keep, replace))
+
+
+def own_slots(state: MemoryState, keep: Array, placement: Placement) -> Array:
+    """Return (B,) the slot each row of a batch will own once it has gone to its place; -1 where it owns none."""
+    return _appended_slots(state, keep) if placement.own is None else placement.own
+
+
+def _run(state: MemoryState, keep: Array) -> Placement:
+    """Return the places of rows that are appended.
+
+    Moved to the front, they end in a run of rows that goes to as many slots. Where they are fewer, the rest of the run
+    is of no meaning.
+    """
+    xp, ops = backends.of(state.embeddings)
+    capacity, integer = state.embeddings.shape[0], state.cursor.dtype
+    run = ops.length(keep, most=capacity)
+    kept = xp.sum(xp.astype(keep, integer))
+    kept_first = xp.argsort(xp.astype(~keep, xp.int8), stable=True)
+    nth = xp.clip(kept - run, min=0) + xp.arange(run, dtype=integer, device=device_of(state.embeddings))
+    slots = xp.remainder(state.cursor + nth, capacity)
+    return Placement(xp.take(kept_first, nth, axis=0), slots, nth < kept, kept, None)
+
+
+def _appended_slots(state: MemoryState, keep: Array) -> Array:
+    """Return (B,) the slot each row owns once those of `keep` are appended; -1 where it owns none."""
+    xp, ops = backends.of(state.embeddings)
+    capacity = state.embeddings.shape[0]
+    rank = ops.running_sum(xp.astype(keep, state.cursor.dtype)) - 1
+    stays = keep & (rank >= xp.sum(xp.astype(keep, rank.dtype)) - capacity)
+    return xp.where(stays, xp.remainder(state.cursor + rank, capacity), -1)
+
+
+def _replacing(state: MemoryState, keep: Array, ids: Array) -> tuple[Array, Array]:
+    """Return (B,) the slot each row owns, -1 = none, and () how many are appended: those whose sample has no row yet.
+
+    Takes O((M + B) log B).
+    """
+    xp, ops = backends.of(state.embeddings)
+    device, integer, capacity = device_of(state.embeddings), state.ids.dtype, state.ids.shape[0]
+    ids = xp.where(keep, ids, -1)
+    every = xp.arange(ops.length(ids), dtype=integer, device=device)
+
+    # The n-th slot that is renewed is where their running count reaches n: fixed shapes, and no sort of M numbers.
+    renews = _last(ids, state.ids)
+    nth = 1 + xp.arange(ops.length(ids, most=capacity), dtype=integer, device=device)
+    nth = xp.searchsorted(ops.running_sum(xp.astype(renews >= 0, integer)), nth)
+    slots = xp.clip(nth, max=capacity - 1)
+    place = _last(xp.where(nth < state.count, xp.take(renews, slots), -1), every)
+    returns, slot = place >= 0, xp.take(slots, xp.clip(place, min=0))
+
+    newest = (ids < 0) | (_last(ids, ids) == every)
+    appended = keep & newest & ~returns
+    n = xp.sum(xp.astype(appended, integer))
+    evicted = xp.remainder(slot - state.cursor, capacity) < n
+    return xp.where(returns & ~evicted, slot, _appended_slots(state, appended)), n
+
+
+def _last(integers: Array, sought: Array) -> Array:
+    """Return (m,) the index of the last of `integers` (n,) that equals each of `sought` (m,); -1 where none does.
+
+    All are at least -1, and -1 equals nothing.
+    """
+    xp = backends.array_namespace(integers)
+    none = xp.full((1,), -1, dtype=integers.dtype, device=device_of(integers))
+    padded = xp.concat([integers, none])  # so that something is found, if only this
+    order = xp.argsort(padded, stable=True)
+    place = xp.take(order, xp.searchsorted(xp.take(padded, order), sought, side="right") - 1)
+    return xp.where((sought >= 0) & (xp.take(padded, place) == sought), place, -1)
+
+
+def _spread(state: MemoryState, own: Array, appended: Array) -> Placement:
+    """Return the places of rows that go to any slots.
+
+    By slot come the rows that own one, then others, on the first slots that no row owns: the k-th of these is k and
+    however many owned ones lie before it.
+    """
+    xp, ops = backends.of(state.embeddings)
+    capacity, integer = state.embeddings.shape[0], state.cursor.dtype
+    nth = xp.arange(ops.length(own, most=capacity), dtype=integer, device=device_of(state.embeddings))
+    by_slot = xp.where(own >= 0, own, capacity)
+    source = xp.take(xp.argsort(by_slot, stable=True), nth)
+    owned = xp.take(by_slot, source)
+    valid = owned < capacity
+    free = xp.clip(nth - xp.sum(xp.astype(valid, integer)), min=0)
+    free = free + xp.searchsorted(xp.where(valid, owned - nth, capacity), free, side="right")
+    return Placement(source, xp.where(valid, owned, free), valid, appended, own)
