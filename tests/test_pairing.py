@@ -315,13 +315,13 @@ def test_a_query_finds_its_key_and_nobody_else_does(backend):
 @pytest.mark.parametrize(("before", "after"), [(4, 8), (8, 3)])
 def test_rows_without_labels_stay_apart_when_the_capacity_changes(backend, before, after):
     rng, objective = np.random.default_rng(0), xbm.Objective(loss="supcon", warmup=0)
-    state, other = xbm.init(capacity=before, dim=4, xp=backend.xp), backend.array(np.asarray([-7] * 2))
-    for _ in range(2):
+    state, other = xbm.init(capacity=before, dim=4, xp=backend.xp), backend.array(np.asarray([-7]))
+    for _ in range(3):
         x = backend.array(rng.normal(size=(3, 4)).astype(np.float32))
         state = objective.step(state, x, keys=x).state
-    x = backend.array(rng.normal(size=(2, 4)).astype(np.float32))
+    x = backend.array(rng.normal(size=(1, 4)).astype(np.float32))
     state = xbm.resize(objective.step(state, x, other).state, after)
-    for _ in range(3):
+    for _ in range(4):
         x = backend.array(rng.normal(size=(2, 4)).astype(np.float32))
         state = objective.step(state, x, keys=x).state
         labels = backend.numpy(xbm.rows(state).labels).tolist()
