@@ -152,6 +152,6 @@ def _triplets(S, P, N, margin, counts):
 def _ranks(S, P, N, temperature):
     """Return ranks among the positives and among all, (B, M), of each row as if it were a positive."""
     before = torch.sigmoid((S[:, None, :] - S[:, :, None]) / temperature)  # (B, p, j)
-    before = before * ~torch.eye(S.shape[1], dtype=torch.bool)
+    before = before * ~torch.eye(S.shape[1], dtype=torch.bool, device=S.device)
     among_positives = 1 + (before * P[:, None, :]).sum(dim=2)
     return among_positives, among_positives + (before * N[:, None, :]).sum(dim=2)

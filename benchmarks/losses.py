@@ -26,7 +26,8 @@ def run(options):
         "A step of xbm, forward and backward with the in-batch term, as a multiple of X V^T and W V: fastest (median) "
         f"of {options.rounds} interleaved rounds, {ACTIVE:.0%} of the negatives above 0.5; beside it the fastest in "
         "seconds. Errors: the largest of value and weights against the formula over whole rows and autograd, over the "
-        "largest value and weight. Lines: of the class, without docstrings, blank lines and comments.",
+        "largest value and weight. Lines: of the class, not of a base that it shares, without docstrings, blank lines "
+        "and comments.",
     )
     miners = {**mining.MINERS, "distance-weighted": lambda: DistanceWeightedMiner(dim=options.dim)}
     for capacity in options.sizes:
@@ -58,23 +59,31 @@ def _add(table, title, options, capacity, *, loss="contrastive", miner=None):
 
 
 def error(name, dtype, *, seed=0):
-    """Return the largest relative error of a loss's values and weights against its formula and autograd."""
-    loss, formula = losses.get(name), formulas.LOSSES[name]
+    """Return the largest relative error of a loss over random unit rows; see `difference`."""
     anchors, rows, classes = SMALLER if name in formulas.BY_THREE else SMALL
     generator = torch.Generator().manual_seed(seed)
     x, V = (
         torch.nn.functional.normalize(torch.randn(n, 8, generator=generator, dtype=torch.float64))
         for n in (anchors, rows)
     )
-    S = (x @ V.T).to(dtype)
     labels, row_labels = (torch.randint(classes, (n,), generator=generator) for n in (anchors, rows))
     P = labels[:, None] == row_labels
-    value, W = loss.whole(Block(S, P.to(dtype), (~P).to(dtype), torch.arange(rows), torch.arange(anchors)))
+    return difference(name, (x @ V.T).to(dtype), P, ~P)
+
+
+def difference(name, S, P, N):
+    """Return the largest relative error of a loss's values and weights against its formula and autograd in float64.
+
+    S (B, M) similarities, P and N (B, M) booleans.
+    """
+    loss, (B, M) = losses.get(name), S.shape
+    value, W = loss.whole(Block(S, P.to(S.dtype), N.to(S.dtype), torch.arange(M), torch.arange(B)))
     leaf = S.double().requires_grad_()
-    expected = formula(leaf, P, ~P, loss)
+    expected = formulas.LOSSES[name](leaf, P, N, loss)
     (weights,) = torch.autograd.grad(expected.sum(), leaf)
     pairs = ((value, expected.detach()), (W, weights))
-    return max(float((found - wanted).abs().max() / wanted.abs().max()) for found, wanted in pairs)
+    errors = [(found - wanted).abs().max() / wanted.abs().max() for found, wanted in pairs]
+    return float(torch.stack(errors).max())  # Python's max would lose a NaN
 
 
 def lines(kind):
