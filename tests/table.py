@@ -140,7 +140,7 @@ NEEDS = {
     "tests/experiments": ("torch", "matplotlib", "rich", "safetensors"),
     "tests/experiments/test_jax_engine.py": ("torch", "jax", "flax", "optax"),
     "tests/experiments/test_keras_engine.py": ("torch", "keras"),
-    "tests/integrations/test_pytorch_metric_learning.py": ("torch", "pytorch_metric_learning"),
+    "tests/integrations/test_pytorch_metric_learning": ("torch", "pytorch_metric_learning"),
     "tests/integrations/keras": ("keras",),
     "tests/test_tensorflow_namespace.py": ("tensorflow", "array_api_strict"),
     "tests/test_docs.py": ("torch", "jax", "flax", "optax", "keras", "tensorflow"),

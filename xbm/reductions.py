@@ -117,11 +117,8 @@ class TopK(NamedTuple):
         return xp.any(slots[None, :, None] == self.slot[:, None, :], axis=2)
 
     def _largest(self, k: int) -> TopK:
-        xp = array_namespace(self.score)
-        if k == 1:
-            order = xp.argmax(self.score, axis=1, keepdims=True)
-        else:
-            order = xp.argsort(self.score, axis=1, descending=True, stable=True)[:, :k]
+        xp, ops = backends.of(self.score)
+        order = xp.argmax(self.score, axis=1, keepdims=True) if k == 1 else ops.top_k(self.score, k)[1]
         return TopK(*(take_in_rows(column, order) for column in self))
 
 

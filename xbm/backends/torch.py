@@ -50,12 +50,20 @@ def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     rows = x.shape[1]
     values, indices = torch.topk(x, min(k + 1, rows), dim=1)
     indices = indices[:, :k]
-    # topk may keep any of the values that equal the smallest one kept.
-    if k < rows and (tied := values[:, k - 1] == values[:, k]).any():
-        indices[tied] = torch.sort(x[tied], dim=1, descending=True, stable=True).indices[:, :k]
+    # topk may keep any of the values that equal the smallest one kept. Where to look costs nothing, most have no such.
+    if k < rows and (is_compiling() or x.device.type != "cpu" or (values[:, k - 1] == values[:, k]).any()):
+        indices = _first_of_equals(x, values[:, k - 1 : k], k)
     indices = indices.sort(dim=1).values
     values, order = torch.sort(x.gather(1, indices), dim=1, descending=True, stable=True)
     return values, indices.gather(1, order)
+
+
+def _first_of_equals(x: Tensor, least: Tensor, k: int) -> Tensor:
+    """Return the indices of the k largest, of which `least` (B, 1) is the smallest, the lowest of equal ones."""
+    above, equal = (x > least) | x.isnan(), x == least
+    kept = above | (equal & (equal.cumsum(1) <= k - above.sum(dim=1, keepdim=True)))
+    backwards = torch.arange(x.shape[1], 0, -1, device=x.device)
+    return x.shape[1] - torch.topk(torch.where(kept, backwards, 0), k, dim=1).values
 
 
 def running_sum(x: Tensor) -> Tensor:
