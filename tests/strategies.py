@@ -19,6 +19,11 @@ def lengths(least, most, few):
     return st.sampled_from(some) if any(row.compiles for row in BACKENDS) else st.integers(least, most)
 
 
+def named(options):
+    """Return options as a test's name, which no address is in."""
+    return ", ".join(f"{name}={'function' if callable(value) else value}" for name, value in options.items())
+
+
 dims = lengths(1, MAX_DIM, [1, 3])
 capacities = lengths(1, MAX_CAPACITY, [1, 4, 7])
 labels = st.integers(0, 3)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import xbm as core
 from tests.pair_losses import LOSSES
-from tests.strategies import capacities, histories
+from tests.strategies import capacities, histories, named
 from xbm import metrics
 from xbm.integrations.torch import XBM
 from xbm.memory import MemoryState
@@ -60,7 +60,7 @@ def numbers(seed, calls, size=6, dim=4, dtype=torch.float32):
         yield x, ids % 3, ids
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=named)
 @given(history=histories(), capacity=capacities)
 def test_is_the_core_step_by_step(options, history, capacity):
     dim = history[0].x.shape[1]

@@ -6,6 +6,7 @@ import pytest
 
 import xbm
 from tests.integrations.keras.simulation import KINDS, RATE, Simulation, make, weight, weights_at_first
+from tests.strategies import named
 from xbm.backends import array_namespace
 from xbm.integrations.keras import InBatchLoss, XBMCallback
 
@@ -66,7 +67,7 @@ def test_is_the_core_on_every_kind_of_model(kind, data):
     simulated.fit(x, y, epochs=3, validation=(x[:12], y[:12])).agrees(history, model, callback)
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=named)
 def test_is_the_core_with_every_option(options, data):
     x, y = data
     model, callback = make(), XBMCallback(**({"capacity": 32, "warmup": 2} | options))
