@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from xbm import checks
 from xbm.backends import Array, array_namespace
@@ -125,8 +126,31 @@ class MarginMiner(Miner):
         )
 
 
+class _MostSimilar(Miner):
+    """The k most similar pairs of one side, and all of the other."""
+
+    k: int
+    side: ClassVar[Literal["P", "N"]]
+
+    def __post_init__(self) -> None:
+        checks.whole_number("k", self.k, at_least=1)
+
+    @property
+    def width(self) -> int:
+        """A comparison for each of the k."""
+        return self.k
+
+    def summarise(self, block: Block, r: Results) -> Summaries:
+        """Return the k most similar pairs of the side."""
+        return {"top": TopK.of(block.S, getattr(block, self.side), block, k=self.k)}
+
+    def select(self, block: Block, r: Results) -> Block:
+        """Return the block with these alone on the side."""
+        return block._replace(**{self.side: _among(getattr(block, self.side), r["top"], block)})
+
+
 @dataclass(frozen=True)
-class HardNegativeMiner(Miner):
+class HardNegativeMiner(_MostSimilar):
     r"""The k most similar negatives of each anchor, and all positives.
 
     Parameters
@@ -150,26 +174,11 @@ class HardNegativeMiner(Miner):
     """
 
     k: int = 10
-
-    def __post_init__(self) -> None:
-        checks.whole_number("k", self.k, at_least=1)
-
-    @property
-    def width(self) -> int:
-        """A comparison for each of the k."""
-        return self.k
-
-    def summarise(self, block: Block, r: Results) -> Summaries:
-        """Return the k most similar negatives."""
-        return {"negative": TopK.of(block.S, block.N, block, k=self.k)}
-
-    def select(self, block: Block, r: Results) -> Block:
-        """Return the block with its hardest negatives."""
-        return block._replace(N=_among(block.N, r["negative"], block))
+    side = "N"
 
 
 @dataclass(frozen=True)
-class EasyPositiveMiner(Miner):
+class EasyPositiveMiner(_MostSimilar):
     r"""The k most similar positives of each anchor, and all negatives.
 
     Classes with several looks need not become one point. The anchor's own row is never among them, nor, with ids, an
@@ -201,22 +210,7 @@ class EasyPositiveMiner(Miner):
     """
 
     k: int = 1
-
-    def __post_init__(self) -> None:
-        checks.whole_number("k", self.k, at_least=1)
-
-    @property
-    def width(self) -> int:
-        """A comparison for each of the k."""
-        return self.k
-
-    def summarise(self, block: Block, r: Results) -> Summaries:
-        """Return the k most similar positives."""
-        return {"positive": TopK.of(block.S, block.P, block, k=self.k)}
-
-    def select(self, block: Block, r: Results) -> Block:
-        """Return the block with its easiest positives."""
-        return block._replace(P=_among(block.P, r["positive"], block))
+    side = "P"
 
 
 @dataclass(frozen=True)
