@@ -172,6 +172,23 @@ def test_half_precision_does_not_overflow(backend, loss):
             np.testing.assert_allclose(float(result.loss), float(same.loss), rtol=0.05)
 
 
+@pytest.mark.parametrize("loss", [*LOSSES, *SHARP], ids=repr)
+def test_batches_of_one(backend, loss):
+    """Against nothing, itself and others: finite, and zero as long as there are no pairs."""
+    rng = np.random.default_rng(5)
+    objective = xbm.Objective(loss=loss, warmup=0, block_rows=3)
+    state = xbm.init(capacity=6, dim=16, dtype=backend.xp.float64, xp=backend.xp)
+    for call in range(8):
+        x, label = backend.array(rng.normal(size=(1, 16))), backend.array(np.asarray([call % 2]))
+        result = objective.step(state, x, label)
+        state = result.state
+        assert np.isfinite(float(result.loss))
+        assert np.all(np.isfinite(backend.numpy(result.gradient)))
+        if call == 0:
+            assert float(result.loss) == 0
+            assert not np.any(backend.numpy(result.gradient))
+
+
 MEANS = [loss for loss in LOSSES if getattr(loss, "reduction", "sum").startswith("mean")] + [xbm.BinomialDeviance()]
 
 

@@ -84,6 +84,18 @@ def test_of_equal_similarities_the_lowest_slots_are_kept(backend, miner):
     np.testing.assert_array_equal(of_P + of_N, [[0, 1, 1, 0, 0]])
 
 
+def test_the_easiest_positive_is_neither_the_anchor_nor_its_stale_copy(backend):
+    """Of an anchor, an older row of it, and another of its class: the other, however much farther it is."""
+    x, other = np.asarray([[1.0, 0.0]]), np.asarray([[0.0, 1.0]])
+    objective = xbm.Objective(loss="contrastive", miner=EasyPositiveMiner(), warmup=0)
+    state = xbm.init(capacity=8, dim=2, dtype=backend.xp.float64, xp=backend.xp)
+    for rows, sample in ((x, 7), (other, 8), (x, 7)):
+        one = np.asarray([0])
+        result = objective.step(state, backend.array(rows), backend.array(one), ids=backend.array(one + sample))
+        state = result.state
+    assert float(result.loss) == 1  # 1 - 0, of the other
+
+
 @given(drawn=rows_of_pairs(), k=lengths(1, 5, [1, 3]), step=st.integers(0, 2**40), seed=st.integers(0, 2**31))
 def test_draws_k_negatives_within_reach(backend, drawn, k, step, seed):
     S, P, N = drawn

@@ -28,9 +28,7 @@ class Counts(NamedTuple):
 
 
 class TripletLoss(RowLoss):
-    """L_i = sum over some triplets of S_n - S_p + m, reduced: ``"mean"`` over them, ``"mean-nonzero"`` over those of
-    the whole batch, or ``"sum"``.
-    """  # noqa: D205
+    """L_i = sum of S_n - S_p + m over some triplets, over their number ("mean"), or the batch's ("mean-nonzero")."""
 
     margin: float
     reduction: PairReduction
