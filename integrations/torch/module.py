@@ -53,10 +53,10 @@ class XBM(Memory):
         then keeps one row per sample.
     match : callable, optional
         Which pairs are positive: a function `(labels (B,), row_labels (m,)) -> (B, m)` booleans, in place of equal
-        labels. Every other pair is negative.
+        labels. Every other pair is negative. One that is an `nn.Module` becomes a submodule, and moves along.
     pair_weights : callable, optional
         What a pair counts for: a function `(labels (B,), row_labels (m,)) -> (B, m), (1, m) or (B, 1)` floats, at
-        least 0; 0 = no pair. See `xbm.LogQ`.
+        least 0; 0 = no pair. See `xbm.LogQ`. One that is an `nn.Module` becomes a submodule, too.
     ignore_label : int, optional
         The class "other": its rows are positive to none, not even to each other, and negative to all.
     on_nonfinite : {"skip", "raise"}
@@ -124,8 +124,9 @@ class XBM(Memory):
             ignore_label=ignore_label,
             on_nonfinite=on_nonfinite,
         )
-        if isinstance(loss, torch.nn.Module):
-            self.loss = loss
+        for name, function in (("loss", loss), ("match", match), ("pair_weights", pair_weights)):
+            if isinstance(function, torch.nn.Module):
+                self.add_module(name, function)
         figures = torch.full((len(REPORT),), torch.nan, device=device)
         self.register_buffer("figures", figures, persistent=False)
 

@@ -1,5 +1,7 @@
 """Functions as losses, and losses with learned parameters."""
 
+import copy
+
 import pytest
 import torch
 
@@ -99,6 +101,25 @@ def mean_of(loss, S, P, N):
     if isinstance(loss, core.PairLoss):
         return value_of(loss, S, P, N)
     return torch.where((P | N).any(dim=1), loss(S, P, N), 0.0).sum() / len(S)
+
+
+class Table(torch.nn.Module):
+    """A relation and weights that are looked up."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.eye(5, dtype=torch.bool).roll(1, 0))
+
+    def forward(self, labels, row_labels):
+        return self.table[labels][:, row_labels]
+
+
+@pytest.mark.parametrize("name", ["match", "pair_weights"])
+def test_tables_of_pairs_are_moved_and_saved(name):
+    module = XBM(8, 32, warmup=0, **{name: Table()})
+    assert f"{name}.table" in module.state_dict()
+    assert getattr(module.to("meta"), name).table.device.type == "meta"
+    assert getattr(copy.deepcopy(XBM(8, 32, **{name: Table()})), name).table.device.type == "cpu"
 
 
 def test_learned_parameters_are_moved_saved_and_trained():

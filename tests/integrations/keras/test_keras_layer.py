@@ -1,5 +1,7 @@
 """The layer in steps and graphs of one's own, and the loss for `compile`."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -278,6 +280,8 @@ def test_the_loss_trains(data):
         {},
         {"loss": "contrastive", "reduction": "sum"},
         {"loss": xbm.MultiSimilarity(alpha=3.0), "miner": xbm.MultiSimilarityMiner(0.2), "normalize": True},
+        {"loss": xbm.RecallAtK(k=(1, 3)), "miner": xbm.DistanceWeightedMiner(dim=8, seed=3)},
+        {"loss": "n-pair", "miner": "easy-positives"},
     ],
     ids=str,
 )
@@ -288,6 +292,8 @@ def test_losses_and_layers_are_serialised(options):
     again = XBM.from_config(layer.get_config())
     assert again.get_config() == layer.get_config()
     assert again.objective == layer.objective
+    written = json.loads(json.dumps(layer.get_config()))  # as in a model's file
+    assert XBM.from_config(written).objective == layer.objective
 
 
 def test_a_loss_of_ones_own_says_that_it_is_not_saved():
