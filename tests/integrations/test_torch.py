@@ -80,10 +80,13 @@ def test_is_the_core_step_by_step(options, history, capacity):
             assert torch.equal(getattr(module, name), value), name
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if not isinstance(loss, core.Circle)], ids=repr)
 @pytest.mark.parametrize("normalize", [True, False])
 def test_gradient_is_autograds(loss, normalize):
-    """Closed form against autograd through the same loss's value, over a memory of constants."""
+    """Closed form against autograd through the same loss's value, over a memory of constants.
+
+    But for circle loss, which holds a part of its value constant: see the benchmarks' formulas.
+    """
     if loss.needs_cosines and not normalize:
         with pytest.raises(ValueError, match="cosines"):
             XBM(4, 20, loss, normalize=False)
@@ -98,20 +101,20 @@ def test_gradient_is_autograds(loss, normalize):
         step = int(module.step) - 1
         same = labels[:, None] == labels[None]
         others = ~torch.eye(len(x), dtype=torch.bool)
-        total = value_of(loss, z @ z.T, same & others, ~same & others)
+        total = value_of(loss, z @ z.T, same & others, ~same & others, step)
         rows = slice(0, int(module.count))
         own = (cursor + torch.arange(len(x))) % module.capacity
         copies = (ids[:, None] == module.ids[None, rows]) & (module.stored_at[None, rows] < step)
         usable = (torch.arange(int(module.count))[None] != own[:, None]) & ~copies
         same = labels[:, None] == module.labels[None, rows]
-        total = total + value_of(loss, z @ module.embeddings[rows].T, same & usable, ~same & usable)
+        total = total + value_of(loss, z @ module.embeddings[rows].T, same & usable, ~same & usable, step)
         total.backward()
         torch.testing.assert_close(closed, x.grad, rtol=1e-9, atol=1e-12)
 
 
-def value_of(loss, S, P, N):
+def value_of(loss, S, P, N, step):
     """Return the mean of L_i as a function that autograd sees through."""
-    block = core.Block(S, P.double(), N.double(), torch.arange(S.shape[1]), torch.arange(S.shape[0]))
+    block = core.Block(S, P.double(), N.double(), torch.arange(S.shape[1]), torch.arange(S.shape[0]), step)
     value, _ = loss.whole(block)
     return value.sum() / len(S)
 
@@ -512,13 +515,13 @@ def test_no_labels(with_keys):
         ({"capacity": 0}, ValueError, "capacity must be at least 1"),
         ({"dim": 2.0}, TypeError, "dim must be an int"),
         ({"loss": "contrastiv"}, ValueError, "loss must be one of the names 'contrastive'"),
-        ({"loss": torch.nn.MSELoss}, TypeError, "a callable, got <class .*MSELoss"),
+        ({"loss": torch.nn.MSELoss}, TypeError, "a callable, or .*, got <class .*MSELoss"),
         ({"loss": core.Contrastive(), "reduction": "sum"}, ValueError, "brings its own"),
-        ({"reduction": "none"}, ValueError, "reduction must be 'mean' or 'sum', got 'none'"),
+        ({"reduction": "none"}, ValueError, "reduction must be 'mean', 'mean-nonzero' or 'sum', got 'none'"),
         ({"dtype": torch.int64}, TypeError, "dtype must be one of .*float32, .*bfloat16"),
         ({"dtype": "float32"}, TypeError, "dtype must be one of .*float32, .*bfloat16"),
         ({"warmup": -3}, ValueError, "warmup must be at least 0"),
-        ({"miner": max}, TypeError, "miner must be one of the names 'multi-similarity', an xbm.Miner or None"),
+        ({"miner": max}, TypeError, "miner must be one of the names 'margin', .*, an xbm.Miner or None"),
     ],
 )
 def test_construction_refuses(options, error, sentence):
