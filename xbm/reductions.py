@@ -92,7 +92,7 @@ class TopK(NamedTuple):
         score = xp.where(weight > 0, score, -xp.inf)
         slot = xp.where(weight > 0, block.slots[None, :], -1)
         similarity = block.S
-        if k > 1:  # a block may have fewer rows: no branch on their number, which a graph may leave open
+        if k > 1 or not score.shape[1]:  # a block may have fewer rows: no branch on a number that a graph leaves open
             padding = (ops.length(score), k)
             like = {"dtype": score.dtype, "device": device_of(score)}
             none = xp.full(padding, -1, dtype=slot.dtype, device=device_of(slot))

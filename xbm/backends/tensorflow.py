@@ -82,8 +82,9 @@ def top_k(x: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
 
     In falling order; of equal values the lowest index comes first.
     """
-    values, indices = tf.math.top_k(x, k)
-    return values, tf.cast(indices, tf.int64)
+    ordered = tf.where(tf.math.is_nan(x), tf.constant(float("inf"), x.dtype), x)  # TensorFlow's own puts a NaN anywhere
+    indices = tf.math.top_k(ordered, k).indices
+    return tf.gather(x, indices, axis=1, batch_dims=1), tf.cast(indices, tf.int64)
 
 
 def running_sum(x: tf.Tensor) -> tf.Tensor:
