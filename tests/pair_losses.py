@@ -130,7 +130,7 @@ MINERS = [
 MINED = [
     Mined(MultiSimilarity(), MultiSimilarityMiner(epsilon=0.1414213)),
     Mined(NTXent(temperature=0.2), HardNegativeMiner(k=2)),
-    Mined(Mined(Contrastive(), SemiHardMiner(margin=0.5671)), EasyPositiveMiner()),
+    mined(Contrastive(), EasyPositiveMiner(), SemiHardMiner(margin=0.5671)),
     Mined(SmoothAP(temperature=0.1), MultiSimilarityMiner(epsilon=0.1414213)),
     Mined(Margin(), DistanceWeightedMiner(dim=16, k=2, beyond=1.9)),
     mined(SoftTriplets(), MultiSimilarityMiner(epsilon=0.1414213)),

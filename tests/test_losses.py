@@ -67,6 +67,54 @@ def test_weights_are_the_values_derivative(backend, loss, drawn, soft):
     np.testing.assert_allclose(backend.numpy(W), gradient(value, S, step=1e-6), rtol=1e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("loss", [xbm.Triplet(), xbm.SemiHardTriplet(margin=0.5671)], ids=repr)
+@FEWER
+@given(drawn=rows_of_pairs(), seed=st.integers(0, 1000))
+def test_triplets_weigh_as_their_pairs_do(backend, loss, drawn, seed):
+    """Against all of them listed; where none is active there is nothing, not rounding over rounding."""
+    S, P, N = drawn
+    weights = np.random.default_rng(seed).uniform(0.1, 1, size=S.shape)
+    P, N = P * weights, N * weights
+    value, W = (backend.numpy(one) for one in loss.whole(block_of(backend, S, P, N)))
+    for i in range(len(S)):
+        cost = count = 0.0
+        for p, n in np.ndindex(S.shape[1], S.shape[1]):
+            gap = S[i, n] - S[i, p]
+            if gap > -loss.margin and (isinstance(loss, xbm.Triplet) or gap < 0):
+                cost += P[i, p] * N[i, n] * (gap + loss.margin)
+                count += P[i, p] * N[i, n]
+        np.testing.assert_allclose(value[i], cost / count if count else 0, rtol=1e-9, atol=1e-12)
+        if not count:
+            assert not np.any(W[i])
+
+
+@FEWER
+@given(drawn=rows_of_pairs(), seed=st.integers(0, 1000))
+def test_smooth_ap_is_a_weighted_mean_of_precisions(backend, drawn, seed):
+    """In [0, 1], whatever the weights: they count in the ranks, and in the mean over positives."""
+    S, P, N = drawn
+    weights = np.random.default_rng(seed).uniform(0.1, 10, size=S.shape)
+    value, _ = SmoothAP(temperature=0.1).whole(block_of(backend, S, P * weights, N * weights))
+    assert np.all((backend.numpy(value) >= -1e-12) & (backend.numpy(value) <= 1))
+
+
+@pytest.mark.parametrize("c", [0.1, 10.0])
+def test_recall_is_of_positives_whatever_they_weigh(backend, c):
+    """One positive, and nothing before it: half a hit at 1, as if it weighed 1."""
+    one, none = np.asarray([[c, 0.0]]), np.zeros((1, 2))
+    value, _ = xbm.RecallAtK(k=(1,)).whole(block_of(backend, np.asarray([[0.5, 0.1]]), one, none))
+    np.testing.assert_allclose(backend.numpy(value), [0.5])
+
+
+@pytest.mark.parametrize("loss", FORMULAS, ids=repr)
+def test_a_weight_that_is_no_number_is_seen_in_the_loss(backend, loss):
+    S = np.asarray([[0.9, 0.2, -0.4, 0.7]])
+    P = np.asarray([[1.0, np.nan, 0.0, 0.0]])
+    with np.errstate(invalid="ignore"):
+        value, _ = loss.whole(block_of(backend, S, P, np.asarray([[0.0, 0.0, 1.0, 1.0]])))
+    assert np.isnan(backend.numpy(value)[0]) or isinstance(loss, BatchHardTriplet)  # which takes it for no pair
+
+
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 @FEWER
 @given(drawn=rows_of_pairs(), seed=st.integers(0, 1000))

@@ -159,6 +159,45 @@ def test_noise_is_gumbels(backend):
         assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.03  # four standard deviations
 
 
+def test_several_miners_choose_one_after_the_other(backend):
+    """Of the nearest positive, the negatives a little less similar than it: the same as by hand."""
+    S = np.asarray([[0.9, 0.2, 0.95, 0.8, 0.75, 0.1]])
+    P = np.asarray([[1.0, 1.0, 0.0, 0.0, 0.0, 0.0]])
+    objective = xbm.Objective(loss="nca", miner=["easy-positives", SemiHardMiner(margin=0.2)])
+    _, W = objective.criterion.whole(block_of(backend, S, P, 1 - P))
+    np.testing.assert_array_equal(backend.numpy(W) != 0, [[True, False, False, True, True, False]])
+    assert objective.miner == (EasyPositiveMiner(), SemiHardMiner(margin=0.2))
+    assert xbm.Objective(miner=["margin"]).miner == MarginMiner()
+    assert xbm.Objective(miner=[]).miner is None
+
+
+@pytest.mark.parametrize(
+    ("chosen", "error", "sentence"),
+    [
+        (lambda block: None, TypeError, "must return the block with other P and N, got NoneType"),
+        (
+            lambda block: block._replace(P=block.P[:, 0]),
+            ValueError,
+            r"P and N of shape \(2, 2\), got \(2,\) and \(2, 2\)",
+        ),
+    ],
+)
+def test_what_a_miner_selects_is_checked(chosen, error, sentence):
+    class Own(xbm.Miner):
+        def select(self, block, r):
+            return chosen(block)
+
+    x, labels = np.eye(2), np.asarray([0, 1])
+    with pytest.raises(error, match=sentence):
+        xbm.Objective(miner=Own()).step(xbm.init(capacity=4, dim=2), x, labels)
+
+
+def test_distances_of_another_size_are_refused():
+    objective, x = xbm.Objective(miner=DistanceWeightedMiner(dim=8)), np.eye(4)
+    with pytest.raises(ValueError, match="made for embeddings of size 8, got 4"):
+        objective.step(xbm.init(capacity=4, dim=4), x, np.arange(4))
+
+
 @pytest.mark.parametrize("name", xbm.mining.MINERS)
 def test_by_name_it_is_the_object_with_its_defaults(name):
     assert xbm.mining.get(name) == xbm.mining.MINERS[name]()
@@ -174,8 +213,8 @@ def test_by_name_it_is_the_object_with_its_defaults(name):
         (lambda: DistanceWeightedMiner(dim=1), ValueError, "dim must be at least 2"),
         (lambda: DistanceWeightedMiner(dim=8, seed=-1), ValueError, "seed must be at least 0"),
         (lambda: DistanceWeightedMiner(dim=8, cutoff=1.5), ValueError, "cutoff must be below beyond"),
-        (lambda: xbm.mining.get("hardest"), ValueError, "'easy-positives', an xbm.Miner or None"),
-        (lambda: xbm.mining.get(HardNegativeMiner), TypeError, "an xbm.Miner or None"),
+        (lambda: xbm.mining.get("hardest"), ValueError, "'easy-positives', an xbm.Miner, a list of them or None"),
+        (lambda: xbm.mining.get(HardNegativeMiner), TypeError, "an xbm.Miner, a list of them or None"),
     ],
 )
 def test_options_out_of_range_are_refused(make, error, message):

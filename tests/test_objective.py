@@ -392,7 +392,7 @@ def test_report(backend):
         ({"loss": None}, TypeError, "such as a PairLoss, a callable, or .*, got None"),
         ({"loss": xbm.Contrastive}, TypeError, "a callable, or .*, got <class"),
         ({"miner": "hard"}, ValueError, "miner must be one of the names 'margin', .*got 'hard'"),
-        ({"miner": 3}, TypeError, "an xbm.Miner or None, got 3"),
+        ({"miner": 3}, TypeError, "an xbm.Miner, a list of them or None, got 3"),
         ({"loss": "circle", "normalize": False}, ValueError, r"Circle\(.*\) is a function of cosines"),
         ({"loss": "margin", "miner": "multi-similarity", "normalize": False}, ValueError, "function of cosines"),
     ],

@@ -238,6 +238,7 @@ CALLS = {
     "count_nonzero": (EVERY, reduction),
     "cumulative_sum": (NUMBERS, running),
     "exp": (FLOATS, elementwise),
+    "flip": (EVERY, running),
     "full": (EVERY, filled),
     "full_like": (EVERY, filled_like),
     "isfinite": (FLOATS, elementwise),

@@ -81,6 +81,11 @@ def read(
         checks.integers("ids", ids, x, like)
     if key_labels is not None and (keys is None or labels is None):
         raise ValueError(f"key_labels were given without {'keys' if keys is None else 'labels'}")
+    if labels is None and ids is None and keys is None:
+        raise ValueError(
+            "labels are missing: leave them out only beside ids, equal ones of which are a class, or beside keys, of "
+            "which key i is query i's"
+        )
     stored, stored_labels = x, labels
     if keys is not None:
         checks.embeddings("keys", keys, like)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
 from xbm import checks
 from xbm.backends import Array, array_namespace
@@ -31,6 +32,9 @@ class Miner(Staged, ABC):
     @abstractmethod
     def select(self, block: Block, r: Results) -> Block:
         """Return the block with the pairs that count, from the results of the whole rows."""
+
+    def refuse(self, dim: int) -> None:
+        """Raise a ValueError if it is not made for embeddings of size `dim`; none is refused unless overridden."""
 
 
 @dataclass(frozen=True)
@@ -287,7 +291,7 @@ class DistanceWeightedMiner(Miner):
     Raises
     ------
     TypeError, ValueError
-        If an option is out of range.
+        If an option is out of range, and at a call with embeddings of another size.
 
     Examples
     --------
@@ -326,6 +330,11 @@ class DistanceWeightedMiner(Miner):
         """A comparison for each of the k, and the integers of the draw."""
         return max(self.k, 4)
 
+    def refuse(self, dim: int) -> None:
+        """Refuse any size but its own, whose distances have another density."""
+        if dim != self.dim:
+            raise ValueError(f"{self!r} is made for embeddings of size {self.dim}, got {dim}")
+
     def summarise(self, block: Block, r: Results) -> Summaries:
         """Return the k negatives drawn: those with the largest log(1 / q) plus Gumbel noise."""
         xp = array_namespace(block.S)
@@ -356,17 +365,33 @@ MINERS: dict[str, type[Miner]] = {
 }
 
 
-def get(miner: Miner | str | None) -> Miner | None:
-    """Return a miner from a name among `MINERS`, with its defaults; a miner, or None for all pairs, as it is.
+MinerLike: TypeAlias = Miner | str | Sequence[Miner | str] | None
+"""What an objective takes for a miner: a name among `MINERS`, an object, several in a row, or None for all pairs."""
+
+
+def each(miner: MinerLike) -> tuple[Miner, ...]:
+    """Return the miners that choose one after the other, each among the pairs that the one before left.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one is no miner, listing what is accepted.
+    """
+    several = miner if isinstance(miner, list | tuple) else () if miner is None else (miner,)
+    return tuple(get(one) for one in several)
+
+
+def get(miner: Miner | str) -> Miner:
+    """Return a miner from a name among `MINERS`, with its defaults; a miner as it is.
 
     Raises
     ------
     TypeError, ValueError
         If it is none of these, listing what is accepted.
     """
-    if miner is None or isinstance(miner, Miner):
+    if isinstance(miner, Miner):
         return miner
-    accepted = f"one of the names {', '.join(map(repr, MINERS))}, an xbm.Miner or None"
+    accepted = f"one of the names {', '.join(map(repr, MINERS))}, an xbm.Miner, a list of them or None"
     if not isinstance(miner, str):
         raise TypeError(f"miner must be {accepted}, got {miner!r} of type {type(miner).__name__}")
     if miner not in MINERS:
@@ -374,11 +399,11 @@ def get(miner: Miner | str | None) -> Miner | None:
     return MINERS[miner]()
 
 
-def mined(loss: RowLoss, miner: Miner | None) -> RowLoss:
-    """Return the loss over the pairs that a miner selects, or the loss itself without one."""
-    if miner is None:
-        return loss
-    return Mined(loss, miner) if isinstance(loss, PairLoss) and not miner.whole_rows else MinedRows(loss, miner)
+def mined(loss: RowLoss, *miners: Miner) -> RowLoss:
+    """Return the loss over the pairs that are left when one miner after the other has chosen."""
+    for miner in reversed(miners):
+        loss = Mined(loss, miner) if isinstance(loss, PairLoss) and not miner.whole_rows else MinedRows(loss, miner)
+    return loss
 
 
 class MinedRows(RowLoss):
@@ -393,7 +418,7 @@ class MinedRows(RowLoss):
 
     def whole(self, block: Block) -> tuple[Array, Array]:
         """Return `(L_i (B,), dL_i/dS_ij (B, m))`, 0 for pairs that were not selected."""
-        return self.loss.whole(self.miner.select(block, summarised(self.miner.stages, block)))
+        return self.loss.whole(_selected(self.miner, block, summarised(self.miner.stages, block)))
 
 
 class Mined(PairLoss):
@@ -432,7 +457,20 @@ class Mined(PairLoss):
         return self.loss.weights(self._select(block, r), _part("loss", r))
 
     def _select(self, block: Block, r: Results) -> Block:
-        return self.miner.select(block, _part("miner", r))
+        return _selected(self.miner, block, _part("miner", r))
+
+
+def _selected(miner: Miner, block: Block, r: Results) -> Block:
+    """Return the block that a miner selects, or refuse what is none."""
+    chosen = miner.select(block, r)
+    if not isinstance(chosen, Block):
+        raise TypeError(f"{miner!r}.select must return the block with other P and N, got {type(chosen).__name__}")
+    if not chosen.P.shape == chosen.N.shape == block.S.shape:
+        raise ValueError(
+            f"{miner!r}.select must return P and N of shape {tuple(block.S.shape)}, got {tuple(chosen.P.shape)} and "
+            f"{tuple(chosen.N.shape)}"
+        )
+    return chosen
 
 
 def _prefixed(owner: str, summaries: Summaries) -> Summaries:

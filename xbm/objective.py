@@ -10,7 +10,7 @@ from xbm.backends import Array, device_of
 from xbm.batch import Batch, read
 from xbm.losses import Block, Contrastive, Differentiated, LossLike, RowLoss
 from xbm.memory import MemoryState
-from xbm.mining import Miner
+from xbm.mining import Miner, MinerLike
 from xbm.pairs import MemoryPairs, OfLabels, Relation, batch_pairs
 from xbm.scan import scan
 
@@ -46,8 +46,9 @@ class Objective:
     loss : RowLoss, str or callable
         The pair loss of both terms: an object, a name among `xbm.losses.LOSSES`, or a function, see
         `xbm.losses.Differentiated`.
-    miner : Miner or str, optional
-        Choice of the pairs that count, in both terms: an object or a name among `xbm.mining.MINERS`.
+    miner : Miner, str or list of them, optional
+        Choice of the pairs that count, in both terms: an object or a name among `xbm.mining.MINERS`. Of several each
+        chooses among the pairs that the one before left.
     weight : float
         Weight of the memory term, at least 0; with 0 rows are stored and never compared.
     warmup : int
@@ -96,7 +97,7 @@ class Objective:
     """
 
     loss: LossLike = field(default_factory=Contrastive)
-    miner: Miner | str | None = None
+    miner: MinerLike = None
     weight: float = 1.0
     warmup: int = 1000
     in_batch: bool = True
@@ -107,13 +108,15 @@ class Objective:
     ignore_label: int | None = None
     on_nonfinite: Literal["skip", "raise"] = "skip"
     block_rows: int | None = None
+    miners: tuple[Miner, ...] = field(init=False, repr=False, compare=False)  # the same, in their order
     relation: Relation = field(init=False, repr=False, compare=False)  # what labels say of a pair
     criterion: RowLoss = field(init=False, repr=False, compare=False)  # the loss over the pairs that the miner selects
 
     def __post_init__(self) -> None:
-        loss, miner = losses.get(self.loss), mining.get(self.miner)
+        loss, miners = losses.get(self.loss), mining.each(self.miner)
         object.__setattr__(self, "loss", loss)
-        object.__setattr__(self, "miner", miner)
+        object.__setattr__(self, "miners", miners)
+        object.__setattr__(self, "miner", (*miners, None)[0] if len(miners) < 2 else miners)
         # Plain numbers: NumPy's own would widen what they meet.
         object.__setattr__(self, "weight", checks.number("weight", self.weight, at_least=0))
         checks.whole_number("warmup", self.warmup, at_least=0)
@@ -129,14 +132,17 @@ class Objective:
                 raise TypeError(f"{name} must be callable as {name}(labels, row_labels), got {function!r}")
         if self.ignore_label is not None:
             checks.whole_number("ignore_label", self.ignore_label, at_least=-(2**63))
+            if self.ignore_label >= 2**63:
+                raise ValueError(f"ignore_label must fit int64, got {self.ignore_label}")
         if self.pair_weights is not None and isinstance(loss, Differentiated):
             raise ValueError(f"{loss!r} is a function of booleans, which tell no pair_weights: give an xbm.PairLoss")
-        for one in (loss, miner):
-            if one is not None and one.needs_cosines and not self.normalize:
+        parts: tuple[RowLoss | Miner, ...] = (loss, *miners)
+        for one in parts:
+            if one.needs_cosines and not self.normalize:
                 raise ValueError(f"{one!r} is a function of cosines: it needs normalize=True")
         object.__setattr__(self, "warmup", int(self.warmup))
         object.__setattr__(self, "relation", Relation(self.match, self.pair_weights, self.ignore_label))
-        object.__setattr__(self, "criterion", mining.mined(loss, miner))
+        object.__setattr__(self, "criterion", mining.mined(loss, *miners))
 
     def step(
         self,
@@ -233,7 +239,10 @@ class Objective:
         return batch.ids if self.copies == "replace" else None
 
     def _read(self, state: MemoryState, x: Array, labels: Array | None, **options: Any) -> Batch:
-        return read(state, x, labels, unit=self.normalize, **options)
+        batch = read(state, x, labels, unit=self.normalize, **options)
+        for miner in self.miners:
+            miner.refuse(x.shape[1])
+        return batch
 
     def _joined(
         self,
@@ -280,10 +289,14 @@ class Objective:
         """Compare the batch with itself, or with its keys; the gradient is two-sided."""
         xp, ops = backends.of(batch.z)
         Z, V = batch.z, batch.stored
-        if not self.in_batch or 0 in (Z.shape[0], V.shape[0]):
+        if 0 in (Z.shape[0], V.shape[0]):
             return _Term.zero(Z, V)
         key_labels = None if batch.keys is None else batch.stored_labels
-        P, N = batch_pairs(batch.labels, key_labels, dtype=Z.dtype, relation=self.relation)
+        P, N = batch_pairs(
+            batch.labels, key_labels, dtype=Z.dtype, relation=self.relation
+        )  # which refuses bad relations
+        if not self.in_batch:
+            return _Term.zero(Z, V)
         columns, anchors = (xp.arange(ops.length(rows), device=device_of(Z)) for rows in (V, Z))
         with ops.full_precision(Z):
             value, W = self.criterion.whole(Block(Z @ xp.matrix_transpose(V), P, N, columns, anchors, step))

@@ -74,7 +74,10 @@ def _alike(size: int | None, wanted: int | None, may_repeat: bool) -> bool:
     return size is None or wanted is None or size == wanted or (may_repeat and size == 1)
 
 
-@dataclass(frozen=True, eq=False)
+LEAST_LOG_Q = -80.0  # whose inverse is finite in float32
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class LogQ:
     r"""Pair weights that correct for how often each item is sampled: 1 / q of the row's item.
 
@@ -86,7 +89,7 @@ class LogQ:
     ----------
     log_q : (items,) float32 or float64
         Logarithm of the probability that a row is of the item, on the embeddings' device; the label of each row is its
-        index. Above -80 in float32.
+        index. At least -80.
 
     Raises
     ------
@@ -110,16 +113,29 @@ class LogQ:
     log_q: Array
 
     def __post_init__(self) -> None:
-        xp, shape = array_namespace(self.log_q), tuple(self.log_q.shape)
+        try:
+            xp, ops = backends.of(self.log_q)
+        except TypeError:
+            raise TypeError(f"log_q must be an array (items,), got {type(self.log_q).__name__}") from None
+        shape = tuple(self.log_q.shape)
         if self.log_q.dtype not in (xp.float32, xp.float64):
             raise TypeError(
                 f"log_q must be float32 or float64, got {checks.dtype_name(self.log_q.dtype)} of shape {shape}"
             )
         if len(shape) != 1:
             raise ValueError(f"log_q must have shape (items,), one for each item, got {shape}")
+        if not ops.is_compiling(self.log_q) and not xp.all((self.log_q >= LEAST_LOG_Q) & (self.log_q < xp.inf)):
+            raise ValueError(
+                f"log_q of shape {shape} must be finite and at least {LEAST_LOG_Q}: an item never seen has no "
+                f"logarithm, so count each once more"
+            )
+
+    def __repr__(self) -> str:
+        return f"LogQ({self.log_q.shape[0]} items)"
 
     def __call__(self, labels: Array, row_labels: Array) -> Array:
         """Return (1, m), the weight of the rows of items `row_labels` (m,) to any anchor."""
+        checks.same_library("log_q", self.log_q, row_labels)
         xp = array_namespace(self.log_q)
         return xp.exp(-xp.take(self.log_q, row_labels))[None, :]
 

@@ -14,7 +14,7 @@ from xbm.integrations.keras.metric import MemoryMetric
 from xbm.integrations.keras.selection import Field, Outputs
 from xbm.losses import LossLike, PairReduction
 from xbm.memory import Rows
-from xbm.mining import Miner
+from xbm.mining import MinerLike
 from xbm.objective import REPORT, Objective
 from xbm.pairs import OfLabels
 
@@ -34,8 +34,9 @@ class XBMCallback(keras.callbacks.Callback):
     loss : str, PairLoss or callable
         The pair loss: a name among `xbm.losses.LOSSES` ("contrastive", "triplet", "nt-xent", ...), an object, or
         a function `(S, positive, negative) -> (B,)`.
-    miner : str or Miner, optional
-        Choice of the pairs that count: a name among `xbm.mining.MINERS` ("hard-negatives", ...) or an object.
+    miner : str, Miner or list of them, optional
+        Choice of the pairs that count: a name among `xbm.mining.MINERS` ("hard-negatives", ...), an object, or a list
+        of them, each choosing among the pairs that the one before left.
     weight : float
         Weight of the memory term, at least 0.
     warmup : int
@@ -97,7 +98,7 @@ class XBMCallback(keras.callbacks.Callback):
         capacity: int = 8192,
         loss: LossLike = "contrastive",
         *,
-        miner: Miner | str | None = None,
+        miner: MinerLike = None,
         weight: float = 1.0,
         warmup: int = 1000,
         reduction: PairReduction | None = None,

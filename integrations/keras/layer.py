@@ -13,7 +13,7 @@ from xbm.integrations.keras.losses import deserialized, serialized
 from xbm.integrations.keras.memory import Memory, row_dtype
 from xbm.losses import LossLike, PairReduction
 from xbm.memory import Rows
-from xbm.mining import Miner
+from xbm.mining import MinerLike
 from xbm.objective import REPORT, Objective
 from xbm.pairs import OfLabels
 
@@ -65,7 +65,7 @@ class XBM(Memory, keras.layers.Layer):
         capacity: int = 8192,
         loss: LossLike = "contrastive",
         *,
-        miner: Miner | str | None = None,
+        miner: MinerLike = None,
         weight: float = 1.0,
         warmup: int = 1000,
         reduction: PairReduction | None = None,

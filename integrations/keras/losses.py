@@ -7,7 +7,7 @@ import keras
 
 from xbm import backends, losses, memory, mining
 from xbm.losses import LossLike, PairReduction
-from xbm.mining import Miner
+from xbm.mining import MinerLike
 from xbm.objective import Objective
 
 
@@ -23,8 +23,9 @@ class InBatchLoss(keras.losses.Loss):
     loss : str, PairLoss or callable
         The pair loss: a name among `xbm.losses.LOSSES` ("contrastive", "triplet", "nt-xent", ...), an object, or
         a function `(S, positive, negative) -> (B,)`.
-    miner : str or Miner, optional
-        Choice of the pairs that count: a name among `xbm.mining.MINERS` ("hard-negatives", ...) or an object.
+    miner : str, Miner or list of them, optional
+        Choice of the pairs that count: a name among `xbm.mining.MINERS` ("hard-negatives", ...), an object, or a list
+        of them, each choosing among the pairs that the one before left.
     reduction : {"mean", "mean-nonzero", "sum"}, optional
         Of a loss by name that has a choice, see `xbm.losses.get`. Anchors are always averaged.
     normalize : bool
@@ -50,7 +51,7 @@ class InBatchLoss(keras.losses.Loss):
         self,
         loss: LossLike = "contrastive",
         *,
-        miner: Miner | str | None = None,
+        miner: MinerLike = None,
         reduction: PairReduction | None = None,
         normalize: bool = True,
         name: str = "in_batch_loss",
@@ -88,10 +89,12 @@ class InBatchLoss(keras.losses.Loss):
         return cls(**(config | made))
 
 
-def serialized(choice: LossLike | Miner | None) -> Any:
-    """Return a name as it is, or a loss or miner of `xbm` as its class's name and options."""
+def serialized(choice: LossLike | MinerLike) -> Any:
+    """Return a name as it is, or a loss or miner of `xbm` as its class's name and options; each of a list."""
     if choice is None or isinstance(choice, str):
         return choice
+    if isinstance(choice, list | tuple):
+        return [serialized(one) for one in choice]
     if not dataclasses.is_dataclass(choice) or isinstance(choice, type) or type(choice) not in _known().values():
         raise TypeError(
             f"{choice!r} cannot be saved with the model: compile again after loading, and load with compile=False"
@@ -100,6 +103,8 @@ def serialized(choice: LossLike | Miner | None) -> Any:
 
 
 def deserialized(saved: Any) -> Any:
+    if isinstance(saved, list | tuple):
+        return [deserialized(one) for one in saved]
     return _known()[saved["class"]](**saved["options"]) if isinstance(saved, dict) else saved
 
 

@@ -11,7 +11,7 @@ from xbm.integrations.pytorch_metric_learning import adapted
 from xbm.integrations.torch.memory import Memory
 from xbm.integrations.torch.report import Report
 from xbm.losses import LossLike, PairReduction
-from xbm.mining import Miner
+from xbm.mining import MinerLike
 from xbm.objective import REPORT, Objective
 from xbm.pairs import OfLabels
 
@@ -33,8 +33,9 @@ class XBM(Memory):
         The pair loss: a name among `xbm.losses.LOSSES` ("contrastive", "triplet", "nt-xent", ...), an object, or
         a function `(S, positive, negative) -> (B,)`, see `xbm.losses.Differentiated`. One that is an `nn.Module`
         becomes a submodule: its learned parameters are among `xbm.parameters()`.
-    miner : str, Miner or pytorch-metric-learning miner, optional
-        Choice of the pairs that count: a name among `xbm.mining.MINERS` ("hard-negatives", ...) or an object.
+    miner : str, Miner, list of them or pytorch-metric-learning miner, optional
+        Choice of the pairs that count: a name among `xbm.mining.MINERS` ("hard-negatives", ...), an object, or a list
+        of them, each choosing among the pairs that the one before left.
     weight : float
         Weight of the memory term, at least 0.
     warmup : int
@@ -95,7 +96,7 @@ class XBM(Memory):
         capacity: int,
         loss: LossLike = "contrastive",
         *,
-        miner: Miner | str | None = None,
+        miner: MinerLike = None,
         weight: float = 1.0,
         warmup: int = 1000,
         reduction: PairReduction | None = None,
@@ -124,7 +125,7 @@ class XBM(Memory):
             ignore_label=ignore_label,
             on_nonfinite=on_nonfinite,
         )
-        for name, function in (("loss", loss), ("match", match), ("pair_weights", pair_weights)):
+        for name, function in (("loss", loss), ("miner", miner), ("match", match), ("pair_weights", pair_weights)):
             if isinstance(function, torch.nn.Module):
                 self.add_module(name, function)
         figures = torch.full((len(REPORT),), torch.nan, device=device)

@@ -521,7 +521,11 @@ def test_no_labels(with_keys):
         ({"dtype": torch.int64}, TypeError, "dtype must be one of .*float32, .*bfloat16"),
         ({"dtype": "float32"}, TypeError, "dtype must be one of .*float32, .*bfloat16"),
         ({"warmup": -3}, ValueError, "warmup must be at least 0"),
-        ({"miner": max}, TypeError, "miner must be one of the names 'margin', .*, an xbm.Miner or None"),
+        (
+            {"miner": max},
+            TypeError,
+            "miner must be one of the names 'margin', .*, a list of them or None",
+        ),
     ],
 )
 def test_construction_refuses(options, error, sentence):

@@ -25,7 +25,7 @@ def inverse(count: Array) -> Array:
     """Return 1 / count, 0 where the count is 0."""
     xp = array_namespace(count)
     # No division by almost 0: a compiler that multiplies in another order would find infinities.
-    return xp.where(count > 0, 1.0 / xp.where(count > 0, count, 1.0), 0.0)
+    return xp.where(count == 0, 0.0, 1.0 / xp.where(count == 0, 1.0, count))
 
 
 def share(x: Array, weight: Array, log_sum: Array) -> Array:

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from xbm import checks
+from xbm import backends, checks
 from xbm.backends import Array, array_namespace
 from xbm.losses.base import Block, PairLoss, Stage
 from xbm.losses.functions import inverse, sigmoid
@@ -18,7 +18,7 @@ class Ranks(NamedTuple):
 
     among_positives: Array  # (B, K) G = 1 + sum of sigmoids of the other positives
     among_all: Array  # (B, K) R = G + sum of sigmoids of the negatives
-    there: Array  # (B, K) 1, or 0 beyond the last positive
+    weight: Array  # (B, K) share of each positive in the anchor's K, 0 beyond the last positive
     n: Array  # (B, 1) positives of the anchor, all of them
 
 
@@ -53,12 +53,14 @@ class RankingLoss(PairLoss):
     def _positives(self, block: Block, r: Results) -> Summaries:
         """Return the K most similar positives, and n_P."""
         top = TopK.of(block.S, block.P, block, k=self.positives)
-        return {"top": top, "n_positive": Sum.of(block.P)}
+        return {"top": top, "n_positive": Sum.of(backends.of(block.P)[1].is_positive(block.P))}
 
     def summarise(self, block: Block, r: Results) -> Summaries:
         """Return the sums of sigmoids and of their slopes over either side, (B, K) each."""
-        before, slope, _ = self._before(block, r)
-        return {
+        xp = array_namespace(block.S)
+        before, slope, itself = self._before(block, r)
+        summaries: Summaries = {"weight": Sum.of(xp.where(itself, block.P[:, :, None], 0.0))}
+        return summaries | {
             name: Sum((pairs[:, None, :] @ one)[:, 0, :])
             for name, pairs, one in (
                 ("positives", block.P, before),
@@ -92,10 +94,9 @@ class RankingLoss(PairLoss):
         return before, before * (1.0 - before) / self.temperature, itself
 
     def _ranks(self, r: Results) -> Ranks:
-        xp = array_namespace(r["positives"])
-        G = 1.0 + r["positives"]
-        there = xp.astype(r["top"].slot >= 0, G.dtype)
-        return Ranks(G, G + r["negatives"], there, r["n_positive"][:, None])
+        G, weight = 1.0 + r["positives"], r["weight"]
+        share = weight * inverse(array_namespace(G).sum(weight, axis=1))[:, None]
+        return Ranks(G, G + r["negatives"], share, r["n_positive"][:, None])
 
 
 @dataclass(frozen=True)
@@ -142,10 +143,8 @@ class SmoothAP(RankingLoss):
     def of_ranks(self, ranks: Ranks) -> tuple[Array, Array, Array]:
         """Return 1 - mean G / R and its slopes."""
         xp = array_namespace(ranks.among_all)
-        G, R = ranks.among_positives, ranks.among_all
-        share = ranks.there * inverse(xp.sum(ranks.there, axis=1))[:, None]
-        some = xp.max(ranks.there, axis=1)
-        return some - xp.sum(share * G / R, axis=1), -share / R, share * G / (R * R)
+        G, R, share = ranks.among_positives, ranks.among_all, ranks.weight
+        return xp.sum(share - share * G / R, axis=1), -share / R, share * G / (R * R)
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ class RecallAtK(RankingLoss):
     r"""Recall@k surrogate: one minus the share of positives among the k nearest, smooth in the ranks, averaged over k.
 
     L_i = 1 - mean_k (1 / min(k, n_P)) sum_P sigmoid((k - R_p) / t_k), with R_p as in `SmoothAP`; 0 without a positive.
-    It keeps above 0: a positive of rank k counts half for recall@k.
+    It keeps above 0: a positive of rank k counts half for recall@k. Pair weights count in the ranks.
 
     Parameters
     ----------
@@ -204,10 +203,10 @@ class RecallAtK(RankingLoss):
     def of_ranks(self, ranks: Ranks) -> tuple[Array, Array, Array]:
         """Return 1 - mean_k sum sigmoid(...) / min(k, n_P) and its slope; G does not matter."""
         xp = array_namespace(ranks.among_all)
-        R = ranks.among_all
-        value, slope = xp.max(ranks.there, axis=1), xp.zeros_like(R)
+        R, ranked = ranks.among_all, xp.clip(ranks.n, max=float(self.positives))
+        value, slope = xp.sum(ranks.weight, axis=1), xp.zeros_like(R)
         for k in self.k:
-            share = ranks.there * inverse(xp.clip(ranks.n, max=float(k))) / len(self.k)
+            share = ranks.weight * ranked * inverse(xp.clip(ranks.n, max=float(k))) / len(self.k)
             within = sigmoid((k - R) / self.rank_temperature)
             value = value - xp.sum(share * within, axis=1)
             slope = slope + share * within * (1.0 - within) / self.rank_temperature

@@ -56,11 +56,11 @@ class SupCon(PairLoss):
     def value(self, r: Results) -> Array:
         """Return L_i."""
         xp = array_namespace(r["all"])
-        return xp.where(r["n_positive"] > 0, r["all"] - r["positive"] * inverse(r["n_positive"]), 0.0)
+        return xp.where(r["n_positive"] == 0, 0.0, r["all"] - r["positive"] * inverse(r["n_positive"]))
 
     def weights(self, block: Block, r: Results) -> Array:
         """Return (q - P / n_P) / t, with q the softmax over all pairs."""
         xp = array_namespace(block.S)
         n = r["n_positive"][:, None]
         push = share(block.S / self.temperature, block.P + block.N, r["all"])
-        return xp.where(n > 0, push - block.P * inverse(n), 0.0) / self.temperature
+        return xp.where(n == 0, 0.0, push - block.P * inverse(n)) / self.temperature

@@ -97,7 +97,7 @@ class Triplet(TripletLoss):
 
     def counts(self, block: Block) -> Counts:
         """Return the counts of triplets with S_n > S_p - m."""
-        return _counts(block, self.margin, strictly=True)
+        return _counts(_sorted(block, self.margin, strictly=True), block.P, block.N)
 
 
 @dataclass(frozen=True)
@@ -143,16 +143,28 @@ class SemiHardTriplet(TripletLoss):
 
     def counts(self, block: Block) -> Counts:
         """Return the counts of triplets with S_p - m < S_n < S_p."""
-        return _counts(block, self.margin, strictly=True) - _counts(block, 0.0, strictly=False)
+        xp, ops = backends.of(block.S)
+        active, too_hard = (
+            _sorted(block, margin, strictly=strictly) for margin, strictly in ((self.margin, True), (0.0, False))
+        )
+        ones = ops.is_positive(block.P), ops.is_positive(block.N)
+        weighted, there = (_counts(active, *pairs) - _counts(too_hard, *pairs) for pairs in (block[1:3], ones))
+        # Whole numbers tell exactly where there are none; a difference of weights is rounded.
+        return Counts(*(xp.where(n > 0, w, 0.0) for w, n in zip(weighted, there, strict=True)))
 
 
-def _counts(block: Block, margin: float, *, strictly: bool) -> Counts:
-    """Return the counts of triplets with S_n > S_p - m, or S_n >= S_p - m."""
-    xp, ops = backends.of(block.S)
+def _sorted(block: Block, margin: float, *, strictly: bool) -> Array:
+    """Return (B, m) the order in which negatives with S_n > S_p - m, or S_n >= S_p - m, stand behind a positive."""
+    xp = array_namespace(block.S)
     # The least step beyond the boundary, so that equal numbers fall on the side they belong to.
     boundary = xp.nextafter(block.S - margin, xp.full_like(block.S, xp.inf if strictly else -xp.inf))
-    order = xp.argsort(xp.where(block.P > 0, boundary, block.S), axis=1)
-    P, N = take_in_rows(block.P, order), take_in_rows(block.N, order)
-    before = ops.running_sum(P)
-    after = xp.sum(N, axis=1)[:, None] - ops.running_sum(N)
+    return xp.argsort(xp.where(block.P > 0, boundary, block.S), axis=1)
+
+
+def _counts(order: Array, P: Array, N: Array) -> Counts:
+    """Return how many negatives stand behind each positive, and positives before each negative."""
+    xp, ops = backends.of(P)
+    P, N = take_in_rows(P, order), take_in_rows(N, order)
+    # Summed from either end: a difference of sums would leave rounding where there is none.
+    before, after = ops.running_sum(P), xp.flip(ops.running_sum(xp.flip(N, axis=1)), axis=1)
     return Counts(ops.restore_order(after, order), ops.restore_order(before, order))

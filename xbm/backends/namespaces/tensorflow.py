@@ -37,6 +37,7 @@ __all__ = [
     "cumulative_sum",
     "exp",
     "finfo",
+    "flip",
     "float16",
     "float32",
     "float64",
@@ -345,6 +346,11 @@ def _only_axis(x: Array) -> int:
 
 def reshape(x: Array, /, shape: tuple[Any, ...]) -> Array:
     return tf.reshape(x, shape)
+
+
+def flip(x: Array, /, *, axis: Axes = None) -> Array:
+    every = tuple(range(x.shape.rank)) if axis is None else axis
+    return tf.reverse(x, [every] if isinstance(every, int) else every)
 
 
 def broadcast_to(x: Array, /, shape: tuple[Any, ...]) -> Array:
