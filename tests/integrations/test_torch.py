@@ -112,7 +112,7 @@ def test_gradient_is_autograds(loss, normalize):
         torch.testing.assert_close(closed, x.grad, rtol=1e-9, atol=1e-12)
 
 
-def value_of(loss, S, P, N, step):
+def value_of(loss, S, P, N, step=0):
     """Return the mean of L_i as a function that autograd sees through."""
     block = core.Block(S, P.double(), N.double(), torch.arange(S.shape[1]), torch.arange(S.shape[0]), step)
     value, _ = loss.whole(block)
