@@ -147,8 +147,8 @@ class SemiHardTriplet(TripletLoss):
         active, too_hard = (
             _sorted(block, margin, strictly=strictly) for margin, strictly in ((self.margin, True), (0.0, False))
         )
-        ones = ops.is_positive(block.P), ops.is_positive(block.N)
-        weighted, there = (_counts(active, *pairs) - _counts(too_hard, *pairs) for pairs in (block[1:3], ones))
+        weights, ones = (block.P, block.N), (ops.is_positive(block.P), ops.is_positive(block.N))
+        weighted, there = (_counts(active, *pairs) - _counts(too_hard, *pairs) for pairs in (weights, ones))
         # Whole numbers tell exactly where there are none; a difference of weights is rounded.
         return Counts(*(xp.where(n > 0, w, 0.0) for w, n in zip(weighted, there, strict=True)))
 
