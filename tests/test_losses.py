@@ -282,6 +282,14 @@ def test_triplets_at_the_margin_do_not_count(backend):
         assert not np.any(backend.numpy(W))
 
 
+def test_lifted_structure_pulls_until_nothing_is_lacking(backend):
+    """One pair of either side: a hinge of 1 - S_p + S_n, with slope 1 as soon as it is above 0."""
+    S, P = np.asarray([[0.9, 0.3], [0.9, -0.3]]), np.asarray([[1.0, 0.0]] * 2)
+    value, W = xbm.LiftedStructure().whole(block_of(backend, S, P, 1 - P))
+    np.testing.assert_allclose(backend.numpy(value), [0.4, 0.0], atol=1e-12)
+    np.testing.assert_allclose(backend.numpy(W), [[-1.0, 1.0], [0.0, 0.0]], atol=1e-12)
+
+
 def test_a_negative_as_near_as_the_positive_is_not_semi_hard(backend):
     S, P = np.asarray([[0.5, 0.5, 0.25]]), np.asarray([[1.0, 0.0, 0.0]])
     _, W = xbm.SemiHardTriplet(margin=0.5).whole(block_of(backend, S, P, 1 - P))
