@@ -130,8 +130,8 @@ class MarginMiner(Miner):
         )
 
 
-class _MostSimilar(Miner):
-    """The k most similar pairs of one side, and all of the other."""
+class _TopMiner(Miner):
+    """The k pairs of one side with the largest scores, their similarities unless overridden, and all of the other."""
 
     k: int
     side: ClassVar[Literal["P", "N"]]
@@ -145,16 +145,17 @@ class _MostSimilar(Miner):
         return self.k
 
     def summarise(self, block: Block, r: Results) -> Summaries:
-        """Return the k most similar pairs of the side."""
+        """Return the k pairs of the side."""
         return {"top": TopK.of(block.S, getattr(block, self.side), block, k=self.k)}
 
     def select(self, block: Block, r: Results) -> Block:
         """Return the block with these alone on the side."""
-        return block._replace(**{self.side: _among(getattr(block, self.side), r["top"], block)})
+        pairs = getattr(block, self.side)
+        return block._replace(**{self.side: array_namespace(pairs).where(r["top"].holds(block.slots), pairs, 0.0)})
 
 
 @dataclass(frozen=True)
-class HardNegativeMiner(_MostSimilar):
+class HardNegativeMiner(_TopMiner):
     r"""The k most similar negatives of each anchor, and all positives.
 
     Parameters
@@ -182,7 +183,7 @@ class HardNegativeMiner(_MostSimilar):
 
 
 @dataclass(frozen=True)
-class EasyPositiveMiner(_MostSimilar):
+class EasyPositiveMiner(_TopMiner):
     r"""The k most similar positives of each anchor, and all negatives.
 
     Classes with several looks need not become one point. The anchor's own row is never among them, nor, with ids, an
@@ -267,7 +268,7 @@ class SemiHardMiner(Miner):
 
 
 @dataclass(frozen=True)
-class DistanceWeightedMiner(Miner):
+class DistanceWeightedMiner(_TopMiner):
     r"""Negatives drawn so that all distances are met alike, and all positives.
 
     Of the anchor's negatives k are drawn without replacement, with probabilities proportional to 1 / q(d), where q(d) =
@@ -312,11 +313,12 @@ class DistanceWeightedMiner(Miner):
     cutoff: float = 0.5
     beyond: float = 1.4
     seed: int = 0
+    side = "N"
     needs_cosines = True
 
     def __post_init__(self) -> None:
         checks.whole_number("dim", self.dim, at_least=2)
-        checks.whole_number("k", self.k, at_least=1)
+        super().__post_init__()
         checks.whole_number("seed", self.seed, at_least=0)
         for name in ("cutoff", "beyond"):
             object.__setattr__(self, name, checks.positive(name, getattr(self, name)))
@@ -344,16 +346,7 @@ class DistanceWeightedMiner(Miner):
             log_weight = log_weight - (self.dim - 3) / 2 * xp.log(xp.clip((1.0 + S) / 2.0, min=1e-6))
         noise = gumbel(self.seed, block.step, block.anchors, block.slots, dtype=S.dtype)
         reachable = xp.where(block.S < 1 - self.beyond**2 / 2, 0.0, block.N)  # a NaN is
-        return {"negative": TopK.of(log_weight + noise, reachable, block, k=self.k)}
-
-    def select(self, block: Block, r: Results) -> Block:
-        """Return the block with the negatives drawn."""
-        return block._replace(N=_among(block.N, r["negative"], block))
-
-
-def _among(pairs: Array, top: TopK, block: Block) -> Array:
-    """Return the pairs (B, m) of a block that are among the k of `top`."""
-    return array_namespace(pairs).where(top.holds(block.slots), pairs, 0.0)
+        return {"top": TopK.of(log_weight + noise, reachable, block, k=self.k)}
 
 
 MINERS: dict[str, type[Miner]] = {

@@ -190,7 +190,8 @@ class Objective:
         batch = self._read(state, x, labels, ids=ids, keys=keys, key_labels=key_labels, enqueue=enqueue)
         keep, bad = memory.storable(state, batch.stored, mask=enqueue, on_nonfinite=self.on_nonfinite)
         placement = placing.place(state, keep, replace=self._replaced(batch))
-        slots = placing.own_slots(state, keep, placement)
+        needed = keys is None or labels is None
+        slots = placing.own_slots(state, keep, placement) if needed else None
         batch = batch.labelled(slots, state.labels.shape[0])
         in_batch = self._batch_term(batch, state.step, gradient=True)  # before anything changes: a loss may raise
         moved = None
@@ -289,7 +290,7 @@ class Objective:
         """Compare the batch with itself, or with its keys; the gradient is two-sided."""
         xp, ops = backends.of(batch.z)
         Z, V = batch.z, batch.stored
-        if 0 in (Z.shape[0], V.shape[0]):
+        if 0 in (Z.shape[0], V.shape[0]) or (not self.in_batch and self.relation.is_equality):
             return _Term.zero(Z, V)
         key_labels = None if batch.keys is None else batch.stored_labels
         P, N = batch_pairs(
