@@ -45,7 +45,7 @@ def arrays(batch):
 def compiled(objective, traced=None):
     """Return a train step whose gradient is JAX's own, through an encoder that does nothing.
 
-    To `traced` it adds the batch size of each compilation. (JAX's own count of them may be 0 after thousands of others.)
+    To `traced` it adds the batch size of each compilation: JAX's own count may be 0 after thousands of others.
     """
 
     def loss_of(x, state, labels, ids):

@@ -193,7 +193,7 @@ def test_memory_that_holds_the_batch_has_its_value_and_the_anchors_gradient(back
         state = result.state
     assert float(result.loss) == pytest.approx(float(plain.loss), rel=1e-12)
     z = oracle.normalize(backend.numpy(x))
-    P, N = batch_pairs(labels, dtype=backend.xp.float64)
+    P, N = batch_pairs(labels, labels, own=backend.array(np.arange(size)), dtype=backend.xp.float64)
     arange = backend.array(np.arange(size))
     _, W = alone.loss.whole(Block(backend.array(z @ z.T), P, N, arange, arange))
     half = backend.array(backend.numpy(W) @ z / size)

@@ -8,6 +8,7 @@ from xbm import backends, checks
 from xbm.backends import Array, device_of
 from xbm.memory import MemoryState, class_of_slot
 from xbm.normalization import normalize, through_normalize
+from xbm.ranks import Ranks, Spread
 
 
 class Side(NamedTuple):
@@ -23,23 +24,36 @@ class Side(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Anchors, and what is compared with them and stored: themselves, or keys."""
+    """Anchors, and what is compared with them and stored: themselves, or keys. Of this rank, or `gathered` from all."""
 
-    queries: Side
-    keys: Side | None
+    queries: Side  # of this rank
+    keys: Side | None  # of this rank
+    z: Array  # (B, D) the anchors
+    stored: Array  # (K, D) the rows that are compared and stored: the anchors, or the keys
     labels: Array | None  # (B,) int64; None until each sample is a class of its own
-    stored_labels: Array | None  # (B,) int64, or (K,) of the keys
+    stored_labels: Array | None  # (K,) int64
     ids: Array | None  # (B,) int64, -1 = none
+    enqueue: Array | None  # (K,) bool, which rows to store; None = all
 
-    @property
-    def z(self) -> Array:
-        """The anchors (B, D)."""
-        return self.queries.z
+    def gathered(self, ranks: Ranks) -> Self:
+        """Return the batch of all ranks."""
+        z, labels = ranks.queries.gather(self.z), self._of_all(ranks.queries, self.labels)
+        if self.keys is None:
+            stored, stored_labels = z, labels
+        else:
+            stored, stored_labels = ranks.keys.gather(self.stored), self._of_all(ranks.keys, self.stored_labels)
+        return self._replace(
+            z=z,
+            stored=stored,
+            labels=labels,
+            stored_labels=stored_labels,
+            ids=self._of_all(ranks.queries, self.ids),
+            enqueue=self._of_all(ranks.keys, self.enqueue),
+        )
 
-    @property
-    def stored(self) -> Array:
-        """The rows that are compared and stored: (B, D), or (K, D) of the keys."""
-        return self.queries.z if self.keys is None else self.keys.z
+    @staticmethod
+    def _of_all(spread: Spread, rows: Array | None) -> Array | None:
+        return None if rows is None else spread.gather(rows)
 
     def labelled(self, slots: Array | None, capacity: int) -> Self:
         """Return the batch with labels: those given, or a class of its own for each sample.
@@ -114,10 +128,15 @@ def read(
     def exact(integers: Array | None) -> Array | None:
         return None if integers is None else xp.astype(integers, ops.integer_dtype(xp), copy=False)
 
+    queries, keys_side = side(x), None if keys is None else side(keys)
+    compared = queries if keys_side is None else keys_side
     return Batch(
-        queries=side(x),
-        keys=None if keys is None else side(keys),
+        queries=queries,
+        keys=keys_side,
+        z=queries.z,
+        stored=compared.z,
         labels=exact(labels),
         stored_labels=exact(stored_labels),
         ids=None if ids is None else xp.clip(exact(ids), min=-1),
+        enqueue=enqueue,
     )

@@ -14,6 +14,7 @@ from xbm.backends import Array, device_of
 from xbm.memory import MemoryState
 from xbm.normalization import normalize as unit
 from xbm.pairs import bounded, look_up
+from xbm.ranks import ONE, Ranks, total
 
 
 class Drift(NamedTuple):
@@ -23,7 +24,7 @@ class Drift(NamedTuple):
     age: Array  # () training calls since the old row was stored
 
 
-def returning(state: MemoryState, embeddings: Array, ids: Array) -> Drift:
+def returning(state: MemoryState, embeddings: Array, ids: Array, ranks: Ranks = ONE) -> Drift:
     """Measure the drift of samples that come back, before their new rows are written.
 
     Takes O(M log B + B D): ids are joined by sorting the batch's, and at most B old rows, the newest, are read.
@@ -36,6 +37,8 @@ def returning(state: MemoryState, embeddings: Array, ids: Array) -> Drift:
         New rows, as they will be compared and stored.
     ids : (B,) integer
         Samples of the new rows, negative = none.
+    ranks : Ranks
+        Who holds the memory's shards, of each of which at most B old rows are read.
 
     Returns
     -------
@@ -59,22 +62,24 @@ def returning(state: MemoryState, embeddings: Array, ids: Array) -> Drift:
     checks.integers("ids", ids, embeddings, state.embeddings)
     xp, ops = backends.of(state.embeddings)
     device = device_of(state.embeddings)
-    capacity, batch, integer = state.ids.shape[0], ops.length(ids), state.ids.dtype
+    rows, batch, integer = state.ids.shape[0], ops.length(ids), state.ids.dtype
     if isinstance(batch, int) and batch == 0:
         nothing = xp.full((), xp.nan, dtype=embeddings.dtype, device=device)
         return Drift(nothing, nothing)
 
     order = xp.argsort(ids, stable=True)
-    newest_first = xp.remainder(state.cursor - 1 - xp.arange(capacity, dtype=integer, device=device), capacity)
+    behind = state.cursor - ranks.shard.first(rows)
+    behind = xp.where((behind > 0) & (behind <= rows), behind, rows)  # the newest row here stands before it
+    newest_first = xp.remainder(behind - 1 - xp.arange(rows, dtype=integer, device=device), rows)
     theirs = xp.take(state.ids, newest_first)
     place, met = look_up(bounded(xp.take(ids, order)), theirs)
     hit = met & (theirs >= 0)
 
     # The n-th hit is where the running count of hits reaches n: fixed shapes, and no sort of M numbers.
     found = ops.running_sum(xp.astype(hit, integer))
-    nth = xp.searchsorted(found, 1 + xp.arange(ops.length(ids, most=capacity), dtype=integer, device=device))
-    valid = nth < capacity
-    nth = xp.clip(nth, max=capacity - 1)
+    nth = xp.searchsorted(found, 1 + xp.arange(ops.length(ids, most=rows), dtype=integer, device=device))
+    valid = nth < rows
+    nth = xp.clip(nth, max=rows - 1)
     old, new = xp.take(newest_first, nth), xp.take(order, xp.where(valid, xp.take(place, nth), 0))
 
     moved = xp.take(embeddings, new, axis=0) - xp.astype(
@@ -83,12 +88,9 @@ def returning(state: MemoryState, embeddings: Array, ids: Array) -> Drift:
     distance = xp.sum(moved**2, axis=1)
     age = xp.astype(state.step - xp.take(state.stored_at, old), embeddings.dtype)
     valid = valid & xp.isfinite(distance)
-    n = xp.sum(xp.astype(valid, embeddings.dtype))
-
-    def mean(x: Array) -> Array:
-        return xp.where(n > 0, xp.sum(xp.where(valid, x, 0.0)) / xp.where(n > 0, n, 1.0), xp.nan)
-
-    return Drift(mean(distance), mean(age))
+    sums = [xp.sum(xp.where(valid, one, 0.0)) for one in (distance, age, xp.ones_like(distance))]
+    *sums, n = total(ranks.each, *sums) if ranks.sharded else sums
+    return Drift(*(xp.where(n > 0, one / xp.where(n > 0, n, 1.0), xp.nan) for one in sums))
 
 
 def between(old: Array, new: Array, *, normalize: bool = True) -> Array:

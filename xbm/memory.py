@@ -216,8 +216,8 @@ def write(
 ) -> MemoryState:
     """Store the rows where `keep` is True as placed; count those where `bad` is. For batches already checked."""
     xp, ops = backends.of(state.embeddings)
-    capacity, integer = state.embeddings.shape[0], state.cursor.dtype
-    source, slots, valid, appended, _ = placement
+    integer = state.cursor.dtype
+    source, slots, valid, appended, capacity, _ = placement
 
     def put(array: Array, new: Array) -> Array:
         new = xp.take(xp.astype(new, array.dtype, copy=False), source, axis=0)

@@ -8,10 +8,11 @@ from typing import Any, Literal, NamedTuple, Self
 from xbm import backends, checks, drift, losses, memory, mining, placing
 from xbm.backends import Array, device_of
 from xbm.batch import Batch, read
-from xbm.losses import Block, Contrastive, Differentiated, LossLike, RowLoss
+from xbm.losses import Block, Contrastive, Differentiated, LossLike, PairLoss, RowLoss
 from xbm.memory import MemoryState
 from xbm.mining import Miner, MinerLike
 from xbm.pairs import MemoryPairs, OfLabels, Relation, batch_pairs
+from xbm.ranks import ALONE, Group, Ranks, total
 from xbm.scan import scan
 
 REPORT = ("batch_loss", "memory_loss", "fill", "pairs", "drift", "drift_age", "skipped")
@@ -154,6 +155,7 @@ class Objective:
         enqueue: Array | None = None,
         keys: Array | None = None,
         key_labels: Array | None = None,
+        group: Group = ALONE,
     ) -> Step:
         """Make one training call: store the batch, then compare it with the memory.
 
@@ -176,6 +178,9 @@ class Objective:
             not.
         key_labels : (K,) integer, optional
             Classes of the keys; those of the anchors if left out. Needed where K is not B.
+        group : Group
+            The processes that train together, each calling this with a part of the batch. All store the whole batch, or
+            their shards of it; the loss is that of the whole, and the gradient, times `Ranks.scale`, that of the part.
 
         Returns
         -------
@@ -187,21 +192,24 @@ class Objective:
             If an input does not fit; the state is then as it was.
         """
         _, ops = backends.of(state.embeddings)
-        batch = self._read(state, x, labels, ids=ids, keys=keys, key_labels=key_labels, enqueue=enqueue)
-        keep, bad = memory.storable(state, batch.stored, mask=enqueue, on_nonfinite=self.on_nonfinite)
-        placement = placing.place(state, keep, replace=self._replaced(batch))
+        given = {"ids": ids, "keys": keys, "key_labels": key_labels, "enqueue": enqueue}
+        batch, ranks = group.meet(lambda: self._read(state, x, labels, **given))
+        batch = batch.gathered(ranks)
+        keep, bad, placement = self._placed(state, batch, ranks)
         needed = keys is None or labels is None
         slots = placing.own_slots(state, keep, placement) if needed else None
-        batch = batch.labelled(slots, state.labels.shape[0])
-        in_batch = self._batch_term(batch, state.step, gradient=True)  # before anything changes: a loss may raise
+        batch = batch.labelled(slots, placement.capacity)
+        # Before anything changes: a loss may raise.
+        in_batch = self._batch_term(batch, state.step, ranks, gradient=True)
         moved = None
         if ids is not None:
-            moved = drift.returning(state, batch.stored, batch.ids)
+            moved = drift.returning(state, batch.stored, batch.ids, ranks)
             later = ops.after(placement.slots, moved.distance)  # old rows are read by now
             placement = placement._replace(slots=later)
         state = memory.write(state, batch.stored, batch.stored_labels, batch.ids, keep, bad, placement)
-        in_memory = self._memory_term(state, batch, slots if keys is None else None, gradient=True)
-        return self._joined(memory.advance(state), batch, in_batch, in_memory, moved, gradient=True)
+        own = slots if keys is None else None
+        in_memory = self._memory_term(state, batch, own, ranks, gradient=True)
+        return self._joined(memory.advance(state), batch, in_batch, in_memory, moved, ranks, gradient=True)
 
     def evaluate(
         self,
@@ -214,30 +222,36 @@ class Objective:
         keys: Array | None = None,
         key_labels: Array | None = None,
         gradient: bool = False,
+        group: Group = ALONE,
     ) -> Step:
         """Return the loss against the memory as it is; store and count nothing, whatever `enqueue` says.
 
         Takes and returns what `step` does; `gradient` tells whether to return the gradients.
         """
         _, ops = backends.of(state.embeddings)
-        batch = self._read(state, x, labels, ids=ids, keys=keys, key_labels=key_labels, enqueue=enqueue)
-        batch = batch.labelled(None, state.labels.shape[0])
+        given = {"ids": ids, "keys": keys, "key_labels": key_labels, "enqueue": enqueue}
+        batch, ranks = group.meet(lambda: self._read(state, x, labels, **given))
+        batch = batch.gathered(ranks).labelled(None, state.labels.shape[0] * ranks.shard.shards)
         wanted = gradient or any(ops.may_differentiate(one) for one in (x, keys) if one is not None)  # by the loss
-        in_batch = self._batch_term(batch, state.step, gradient=wanted)
-        in_memory = self._memory_term(state, batch, None, gradient=wanted)
-        result = self._joined(state, batch, in_batch, in_memory, None, gradient=wanted)
+        in_batch = self._batch_term(batch, state.step, ranks, gradient=wanted)
+        in_memory = self._memory_term(state, batch, None, ranks, gradient=wanted)
+        result = self._joined(state, batch, in_batch, in_memory, None, ranks, gradient=wanted)
         return result if gradient else result._replace(gradient=None, key_gradient=None)
 
-    def store(self, state: MemoryState, x: Array, labels: Array, *, ids: Array | None = None) -> MemoryState:
+    def store(
+        self, state: MemoryState, x: Array, labels: Array, *, ids: Array | None = None, group: Group = ALONE
+    ) -> MemoryState:
         """Return the state with a batch stored as rows of before this call, compared with nothing and not counted."""
-        batch = self._read(state, x, labels, ids=ids)
-        keep, bad = memory.storable(state, batch.stored, on_nonfinite=self.on_nonfinite)
-        placement = placing.place(state, keep, replace=self._replaced(batch))
-        return memory.write(state, batch.stored, batch.labels, batch.ids, keep, bad, placement, age=1)
+        batch, ranks = group.meet(lambda: self._read(state, x, labels, ids=ids))
+        batch = batch.gathered(ranks)
+        placed = self._placed(state, batch, ranks)
+        return memory.write(state, batch.stored, batch.labels, batch.ids, *placed, age=1)
 
-    def _replaced(self, batch: Batch) -> Array | None:
-        """Return the samples (B,) whose older rows a batch replaces, if it does."""
-        return batch.ids if self.copies == "replace" else None
+    def _placed(self, state: MemoryState, batch: Batch, ranks: Ranks) -> tuple[Array, Array, placing.Placement]:
+        """Return which rows of a batch to store, which are refused as not finite, and where they go."""
+        keep, bad = memory.storable(state, batch.stored, mask=batch.enqueue, on_nonfinite=self.on_nonfinite)
+        replaced = batch.ids if self.copies == "replace" else None
+        return keep, bad, placing.place(state, keep, replace=replaced, shard=ranks.shard, spread=ranks.keys)
 
     def _read(self, state: MemoryState, x: Array, labels: Array | None, **options: Any) -> Batch:
         batch = read(state, x, labels, unit=self.normalize, **options)
@@ -252,6 +266,7 @@ class Objective:
         in_batch: _Term,
         in_memory: _Term,
         moved: drift.Drift | None,
+        ranks: Ranks,
         *,
         gradient: bool,
     ) -> Step:
@@ -263,7 +278,8 @@ class Objective:
 
         loss, gradients = batch_loss + memory_loss, []
         if gradient:
-            of_anchors, of_keys = (in_batch.gradient + self.weight * in_memory.gradient) / B, in_batch.of_keys / B
+            of_anchors = ranks.queries.sum_own(in_batch.gradient + self.weight * in_memory.gradient) * ranks.scale / B
+            of_keys = in_batch.of_keys * ranks.scale / B
             if batch.keys is None:
                 known = [(batch.queries, of_anchors + of_keys)]
             else:
@@ -277,8 +293,8 @@ class Objective:
         figures = {
             "batch_loss": batch_loss,
             "memory_loss": memory_loss,
-            "fill": xp.astype(state.count, xp.float32) / state.labels.shape[0],
-            "pairs": in_memory.pairs if gradient else nothing,
+            "fill": xp.astype(state.count, xp.float32) / (state.labels.shape[0] * ranks.shard.shards),
+            "pairs": total(ranks.each, in_memory.pairs)[0] if gradient else nothing,
             "drift": moved.distance if moved else nothing,
             "drift_age": moved.age if moved else nothing,
             "skipped": state.skipped,
@@ -286,24 +302,37 @@ class Objective:
         report = ops.stop_gradient(xp.stack([xp.astype(figures[name], xp.float32) for name in REPORT]))
         return Step(loss, dx, dk, state, report)
 
-    def _batch_term(self, batch: Batch, step: Array, *, gradient: bool) -> _Term:
-        """Compare the batch with itself, or with its keys; the gradient is two-sided."""
+    def _batch_term(self, batch: Batch, step: Array, ranks: Ranks, *, gradient: bool) -> _Term:
+        """Compare the batch with itself, or with its keys; the gradient is two-sided. A rank compares its own rows."""
         xp, ops = backends.of(batch.z)
-        Z, V = batch.z, batch.stored
+        Z, V, mine = batch.z, batch.stored, ranks.keys.own
         if 0 in (Z.shape[0], V.shape[0]) or (not self.in_batch and self.relation.is_equality):
-            return _Term.zero(Z, V)
-        key_labels = None if batch.keys is None else batch.stored_labels
-        P, N = batch_pairs(
-            batch.labels, key_labels, dtype=Z.dtype, relation=self.relation
-        )  # which refuses bad relations
+            return _Term.zero(Z, mine(V))
+        labels, columns, none = batch.stored_labels, xp.arange(ops.length(V), device=device_of(Z)), False
+        if isinstance(self.criterion, PairLoss):
+            none = mine(columns).shape[0] == 0  # then one row stands in, that is in no pair: a reduction needs one
+            V, labels, columns = (one[:1, ...] if none else mine(one) for one in (V, labels, columns))
+        own = columns if batch.keys is None else None
+        P, N = batch_pairs(batch.labels, labels, own=own, dtype=Z.dtype, relation=self.relation)  # may refuse
+        if none:
+            P, N = xp.zeros_like(P), xp.zeros_like(N)
         if not self.in_batch:
-            return _Term.zero(Z, V)
-        columns, anchors = (xp.arange(ops.length(rows), device=device_of(Z)) for rows in (V, Z))
+            return _Term.zero(Z, mine(batch.stored))
+        anchors = xp.arange(ops.length(Z), device=device_of(Z))
         with ops.full_precision(Z):
-            value, W = self.criterion.whole(Block(Z @ xp.matrix_transpose(V), P, N, columns, anchors, step))
-            return _Term(value, W @ V, xp.matrix_transpose(W) @ Z) if gradient else _Term(value)
+            block = Block(Z @ xp.matrix_transpose(V), P, N, columns, anchors, step)
+            if isinstance(self.criterion, PairLoss):
+                value, W = self.criterion.whole(block, ranks.queries.merge)
+            else:
+                value, W = self.criterion.whole(block)
+                V, W = mine(V), xp.matrix_transpose(mine(xp.matrix_transpose(W)))
+            if none or not gradient:
+                return _Term.zero(Z, mine(batch.stored))._replace(value=value)
+            return _Term(value, W @ V, xp.matrix_transpose(W) @ Z)
 
-    def _memory_term(self, state: MemoryState, batch: Batch, own: Array | None, *, gradient: bool) -> _Term:
+    def _memory_term(
+        self, state: MemoryState, batch: Batch, own: Array | None, ranks: Ranks, *, gradient: bool
+    ) -> _Term:
         """Compare the batch with the memory; zeros while that warms up. Memory rows are constants."""
         xp, ops = backends.of(batch.z)
         step, count = ops.known(state.step), ops.known(state.count)
@@ -334,6 +363,7 @@ class Objective:
                 block_rows=self.block_rows or max(LEAST_ROWS, block_rows),
                 limit=count,
                 gradient=gradient,
+                ranks=ranks,
             )
         # Selected, never multiplied by 0: an infinite loss must not reach the warm-up as NaN.
         warm = state.step >= self.warmup
@@ -342,11 +372,14 @@ class Objective:
 
 
 class _Term(NamedTuple):
-    """One term of the loss before its weight, for B anchors; gradients None where not asked for."""
+    """One term of the loss before its weight, for B anchors; gradients None where not asked for.
+
+    Of several ranks each has the whole value, and of sums over rows those over its own part of them.
+    """
 
     value: Array  # (B,) L_i
     gradient: Array = None  # (B, D) sum_i dL_i/dz
-    of_keys: Array = None  # (K, D) sum_i dL_i/dk
+    of_keys: Array = None  # (K, D) sum_i dL_i/dk, of this rank's rows
     pairs: Array = None  # () pairs with a non-zero weight
 
     @classmethod

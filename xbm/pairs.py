@@ -141,20 +141,19 @@ class LogQ:
 
 
 def batch_pairs(
-    labels: Array, key_labels: Array | None = None, *, dtype: Any, relation: Relation = EQUALITY
+    labels: Array, row_labels: Array, *, own: Array | None, dtype: Any, relation: Relation = EQUALITY
 ) -> tuple[Array, Array]:
-    """Return `(P, N)` of a batch, each (B, B), or (B, K) against K keys.
+    """Return `(P, N)` of anchors (B,) and the rows of a batch (K,), each (B, K).
 
-    Within a batch i = j is no pair, by index. Against keys nothing is excluded: key i is query i's candidate.
+    Row j is no pair of anchor `own[j]`, by index: within a batch that is itself. Against keys nothing is excluded
+    (None): key i is query i's candidate.
     """
     xp, ops = backends.of(labels)
-    others = labels if key_labels is None else key_labels
-    same = relation.positive(labels, others)
+    same = relation.positive(labels, row_labels)
     usable = xp.ones_like(same)
-    if key_labels is None:
-        order = xp.arange(ops.length(labels), device=device_of(labels))
-        usable = order[:, None] != order[None, :]
-    pairs = relation.weighted(xp.astype(usable, dtype), labels, others)
+    if own is not None:
+        usable = xp.arange(ops.length(labels), dtype=own.dtype, device=device_of(labels))[:, None] != own[None, :]
+    pairs = relation.weighted(xp.astype(usable, dtype), labels, row_labels)
     P = pairs * xp.astype(same, dtype)
     return P, pairs - P
 

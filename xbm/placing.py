@@ -10,39 +10,61 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from xbm import backends
 from xbm.backends import Array, device_of
+from xbm.ranks import HERE, WHOLE, Shard, Spread
 
 if TYPE_CHECKING:
     from xbm.memory import MemoryState
 
 
 class Placement(NamedTuple):
-    """Where a batch goes: row `source[n]` into `slots[n]` if `valid[n]`, else what stands there (n = min(B, M))."""
+    """Where a batch goes: row `source[n]` into `slots[n]` if `valid[n]`, else what stands there (n = min(B, m))."""
 
     source: Array  # (n,) integer, index in the batch
-    slots: Array  # (n,) integer, none twice
+    slots: Array  # (n,) integer, none twice, of the m rows of the state
     valid: Array  # (n,) bool
     appended: Array  # () integer, rows by which the cursor moves on
-    own: Array | None  # (B,) integer, slot of each row, -1 = none; None where all are appended: see `own_slots`
+    capacity: int  # M, slots of the ring: m, or those of all shards
+    own: Array | None  # (B,) integer, slot in the ring of each row, -1 = none; None where all are appended: `own_slots`
 
 
-def place(state: MemoryState, keep: Array, *, replace: Array | None = None) -> Placement:
+def place(
+    state: MemoryState,
+    keep: Array,
+    *,
+    replace: Array | None = None,
+    shard: Shard = WHOLE,
+    spread: Spread = HERE,
+) -> Placement:
     """Return where the rows of a batch go.
 
     Parameters
     ----------
     state : MemoryState
-        The memory before the batch is stored.
+        The memory before the batch is stored, or a shard of it.
     keep : (B,) bool
         Rows to store.
     replace : (B,) integer, optional
         Samples whose older rows they replace, -1 = none, in the dtype of the memory's ids.
+    shard : Shard
+        Which slots the state holds. What goes to others is not stored here.
+    spread : Spread
+        How the batch is spread over the ranks that hold the shards.
     """
-    return _run(state, keep) if replace is None else _spread(state, *_replacing(state, keep, replace))
+    m = state.labels.shape[0]
+    capacity = m * shard.shards
+    if replace is not None:
+        own, appended = _replacing(state, keep, replace, shard, spread)
+        return _spread(shard.local(own, m), appended, own, m, capacity)
+    if shard.shards == 1:
+        return _run(state, keep)
+    xp, _ = backends.of(keep)
+    own = _appended_slots(state, keep, capacity)
+    return _spread(shard.local(own, m), xp.sum(xp.astype(keep, own.dtype)), own, m, capacity)
 
 
 def own_slots(state: MemoryState, keep: Array, placement: Placement) -> Array:
     """Return (B,) the slot each row of a batch will own once it has gone to its place; -1 where it owns none."""
-    return _appended_slots(state, keep) if placement.own is None else placement.own
+    return _appended_slots(state, keep, placement.capacity) if placement.own is None else placement.own
 
 
 def _run(state: MemoryState, keep: Array) -> Placement:
@@ -58,41 +80,44 @@ def _run(state: MemoryState, keep: Array) -> Placement:
     kept_first = xp.argsort(xp.astype(~keep, xp.int8), stable=True)
     nth = xp.clip(kept - run, min=0) + xp.arange(run, dtype=integer, device=device_of(state.embeddings))
     slots = xp.remainder(state.cursor + nth, capacity)
-    return Placement(xp.take(kept_first, nth, axis=0), slots, nth < kept, kept, None)
+    return Placement(xp.take(kept_first, nth, axis=0), slots, nth < kept, kept, capacity, None)
 
 
-def _appended_slots(state: MemoryState, keep: Array) -> Array:
+def _appended_slots(state: MemoryState, keep: Array, capacity: int) -> Array:
     """Return (B,) the slot each row owns once those of `keep` are appended; -1 where it owns none."""
     xp, ops = backends.of(state.embeddings)
-    capacity = state.embeddings.shape[0]
     rank = ops.running_sum(xp.astype(keep, state.cursor.dtype)) - 1
     stays = keep & (rank >= xp.sum(xp.astype(keep, rank.dtype)) - capacity)
     return xp.where(stays, xp.remainder(state.cursor + rank, capacity), -1)
 
 
-def _replacing(state: MemoryState, keep: Array, ids: Array) -> tuple[Array, Array]:
+def _replacing(state: MemoryState, keep: Array, ids: Array, shard: Shard, spread: Spread) -> tuple[Array, Array]:
     """Return (B,) the slot each row owns, -1 = none, and () how many are appended: those whose sample has no row yet.
 
-    Takes O((M + B) log B).
+    Takes O((m + B) log B).
     """
     xp, ops = backends.of(state.embeddings)
-    device, integer, capacity = device_of(state.embeddings), state.ids.dtype, state.ids.shape[0]
+    device, integer, m = device_of(state.embeddings), state.ids.dtype, state.ids.shape[0]
     ids = xp.where(keep, ids, -1)
     every = xp.arange(ops.length(ids), dtype=integer, device=device)
 
-    # The n-th slot that is renewed is where their running count reaches n: fixed shapes, and no sort of M numbers.
+    # The n-th slot that is renewed is where their running count reaches n: fixed shapes, and no sort of m numbers.
     renews = _last(ids, state.ids)
-    nth = 1 + xp.arange(ops.length(ids, most=capacity), dtype=integer, device=device)
+    nth = 1 + xp.arange(ops.length(ids, most=m), dtype=integer, device=device)
     nth = xp.searchsorted(ops.running_sum(xp.astype(renews >= 0, integer)), nth)
-    slots = xp.clip(nth, max=capacity - 1)
-    place = _last(xp.where(nth < state.count, xp.take(renews, slots), -1), every)
-    returns, slot = place >= 0, xp.take(slots, xp.clip(place, min=0))
+    slots = xp.clip(nth, max=m - 1)
+    filled = (nth < m) & (nth + shard.first(m) < state.count)
+    place = _last(xp.where(filled, xp.take(renews, slots), -1), every)
+    here = xp.where(place >= 0, shard.first(m) + xp.take(slots, xp.clip(place, min=0)), -1)
+    slot = spread.largest(here)
+    returns = slot >= 0
 
     newest = (ids < 0) | (_last(ids, ids) == every)
     appended = keep & newest & ~returns
     n = xp.sum(xp.astype(appended, integer))
+    capacity = m * shard.shards
     evicted = xp.remainder(slot - state.cursor, capacity) < n
-    return xp.where(returns & ~evicted, slot, _appended_slots(state, appended)), n
+    return xp.where(returns & ~evicted, slot, _appended_slots(state, appended, capacity)), n
 
 
 def _last(integers: Array, sought: Array) -> Array:
@@ -108,19 +133,18 @@ def _last(integers: Array, sought: Array) -> Array:
     return xp.where((sought >= 0) & (xp.take(padded, place) == sought), place, -1)
 
 
-def _spread(state: MemoryState, own: Array, appended: Array) -> Placement:
-    """Return the places of rows that go to any slots.
+def _spread(local: Array, appended: Array, own: Array, m: int, capacity: int) -> Placement:
+    """Return the places of rows that go to any of the m slots of a state, `local` (B,), -1 = none.
 
     By slot come the rows that own one, then others, on the first slots that no row owns: the k-th of these is k and
     however many owned ones lie before it.
     """
-    xp, ops = backends.of(state.embeddings)
-    capacity, integer = state.embeddings.shape[0], state.cursor.dtype
-    nth = xp.arange(ops.length(own, most=capacity), dtype=integer, device=device_of(state.embeddings))
-    by_slot = xp.where(own >= 0, own, capacity)
+    xp, ops = backends.of(local)
+    nth = xp.arange(ops.length(local, most=m), dtype=local.dtype, device=device_of(local))
+    by_slot = xp.where(local >= 0, local, m)
     source = xp.take(xp.argsort(by_slot, stable=True), nth)
     owned = xp.take(by_slot, source)
-    valid = owned < capacity
-    free = xp.clip(nth - xp.sum(xp.astype(valid, integer)), min=0)
-    free = free + xp.searchsorted(xp.where(valid, owned - nth, capacity), free, side="right")
-    return Placement(source, xp.where(valid, owned, free), valid, appended, own)
+    valid = owned < m
+    free = xp.clip(nth - xp.sum(xp.astype(valid, local.dtype)), min=0)
+    free = free + xp.searchsorted(xp.where(valid, owned - nth, m), free, side="right")
+    return Placement(source, xp.where(valid, owned, free), valid, appended, capacity, own)

@@ -15,11 +15,12 @@ from xbm.backends import Array, device_of
 from xbm.losses import Block, PairLoss, RowLoss, SidedPairLoss
 from xbm.losses.base import results
 from xbm.pairs import MemoryPairs, Met
+from xbm.ranks import ONE, Ranks
 from xbm.reductions import Summaries
 
 
 class Scanned(NamedTuple):
-    """What a walk brings home for B anchors."""
+    """What a walk brings home for B anchors; of several ranks each has its own part of the sums over j."""
 
     value: Array  # (B,) L_i
     gradient: Array | None  # (B, D) dL_i/dz_i = sum_j W_ij v_j
@@ -36,6 +37,7 @@ def scan(
     block_rows: int,
     limit: int | None = None,
     gradient: bool = True,
+    ranks: Ranks = ONE,
 ) -> Scanned:
     """Evaluate a loss for anchors against the rows of a memory.
 
@@ -45,7 +47,7 @@ def scan(
     anchors : (B, D)
         In the dtype that everything is computed in; blocks of rows are cast to it as they are read.
     rows : (M, D)
-        Constants: no gradient goes into them.
+        Constants: no gradient goes into them. A shard of them, if the ranks hold one each.
     columns : tuple of (M,) arrays
         What `pairs` wants to know of the rows.
     pairs : MemoryPairs
@@ -53,9 +55,11 @@ def scan(
     block_rows : int
         m, rows in a block; extra memory is O(B m), or O(B M) for a loss that sees whole rows.
     limit : int, optional
-        Rows from this one on are known to be in no pair. At least 1.
+        Slots from this one on are known to be in no pair.
     gradient : bool
         Whether to weigh the pairs; without, `gradient` and `pairs` of the result are None.
+    ranks : Ranks
+        Who walks: each over its part of the rows, for the anchors of all.
 
     Returns
     -------
@@ -63,12 +67,17 @@ def scan(
     """
     xp, ops = backends.of(anchors)
     every_anchor = xp.arange(ops.length(anchors), device=device_of(anchors))
+    part, slot, merge = ranks.part(rows.shape[0]), ranks.shard.first(rows.shape[0]), ranks.queries.merge
     size = block_rows if isinstance(loss, PairLoss) else rows.shape[0]
+    if isinstance(loss, PairLoss) and part is not None:
+        slot = slot + part.start
+        rows, columns = rows[part, :], tuple(column[part] for column in columns)
+    limit = None if limit is None else max(limit - slot, 1)  # there is something to visit
 
     def walk(visit: Callable[[Array, Array, Array, Met], Any]) -> Any:
         def visit_block(carry: Any, start: Any, block_of_rows: Array, *block_of_columns: Array) -> Any:
             V = xp.astype(block_of_rows, anchors.dtype, copy=False)
-            slots = start + xp.arange(V.shape[0], device=device_of(anchors))
+            slots = slot + start + xp.arange(V.shape[0], device=device_of(anchors))
             found = visit(anchors @ xp.matrix_transpose(V), V, slots, pairs.meet(slots, *block_of_columns))
             return found if carry is None else _merge(carry, found)
 
@@ -81,6 +90,8 @@ def scan(
 
         def whole(block: Block, V: Array) -> tuple[Array, _Weighed]:
             value, W = loss.whole(block)
+            if part is not None:
+                W, V = W[:, part], V[part, :]
             return value, (_weigh(W, V) if gradient else _Weighed(None, None))
 
         value, weighed = walk_blocks(whole)
@@ -88,14 +99,14 @@ def scan(
 
     if isinstance(loss, SidedPairLoss) and gradient:
         (of_positive, positive), (of_negative, negative) = walk(lambda S, V, _, met: _sided(loss, S, V, pairs, met))
-        r = results(of_positive | of_negative)
+        r = results(merge(of_positive | of_negative))
         f_positive, f_negative = loss.factors(r)
         total = f_positive[:, None] * positive.gradient + f_negative[:, None] * negative.gradient
         return Scanned(loss.value(r), total, positive.pairs + negative.pairs)
 
     r = {}
     for stage in loss.stages:
-        r = r | results(walk_blocks(lambda block, V: stage(block, r)))
+        r = r | results(merge(walk_blocks(lambda block, V: stage(block, r))))
     if not gradient:
         return Scanned(loss.value(r), None, None)
     return Scanned(loss.value(r), *walk_blocks(lambda block, V: _weigh(loss.weights(block, r), V)))

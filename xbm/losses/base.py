@@ -31,6 +31,15 @@ Stage: TypeAlias = Callable[[Block, Results], Summaries]
 """A function that reduces a block, knowing the results of the stages before it."""
 
 
+Merge: TypeAlias = Callable[[Summaries], Summaries]
+"""A function that joins the summaries of a part of the rows with those of the other parts."""
+
+
+def unchanged(summaries: Summaries) -> Summaries:
+    """Return the summaries of the only part there is."""
+    return summaries
+
+
 class Staged:
     """What losses and miners have in common: functions that reduce blocks, walked one after the other."""
 
@@ -74,9 +83,9 @@ class PairLoss(Staged, RowLoss):
     def weights(self, block: Block, r: Results) -> Array:
         """Return dL_i/dS_ij, (B, m), for one block."""
 
-    def whole(self, block: Block) -> tuple[Array, Array]:
-        """Return `(L_i (B,), dL_i/dS_ij (B, m))` of rows that are whole in one block."""
-        r = summarised(self.stages, block)
+    def whole(self, block: Block, merge: Merge = unchanged) -> tuple[Array, Array]:
+        """Return `(L_i (B,), dL_i/dS_ij (B, m))` of rows that are whole in one block, or whose parts `merge` joins."""
+        r = summarised(self.stages, block, merge)
         value, W = self.value(r), self.weights(block, r)
         if value.shape != block.anchors.shape or W.shape != block.S.shape:
             raise ValueError(
@@ -129,11 +138,11 @@ class SidedPairLoss(PairLoss):
         return f_positive[:, None] * W_P + f_negative[:, None] * W_N
 
 
-def summarised(stages: Iterable[Stage], block: Block) -> Results:
-    """Return {name: result} of stages over rows that are whole in one block."""
+def summarised(stages: Iterable[Stage], block: Block, merge: Merge = unchanged) -> Results:
+    """Return {name: result} of stages over rows that are whole in one block, or whose parts `merge` joins."""
     r: Results = {}
     for stage in stages:
-        r = r | results(stage(block, r))
+        r = r | results(merge(stage(block, r)))
     return r
 
 

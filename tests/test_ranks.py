@@ -1,0 +1,115 @@
+"""Several ranks are one process with the concatenated batch, whether each holds the memory or a shard of it."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import xbm
+from tests.pair_losses import MINED, HardestNegatives, SoftTriplets
+from tests.ranks import Threads, together
+from tests.strategies import named
+from xbm.memory import MemoryState
+from xbm.objective import REPORT
+from xbm.ranks import Shard
+
+DIM = 16
+OPTIONS = [
+    {},
+    {"loss": xbm.Contrastive(reduction="mean-nonzero"), "copies": "keep"},
+    {"loss": "multi-similarity", "miner": "multi-similarity"},
+    {"loss": HardestNegatives(), "copies": "replace"},
+    {"loss": MINED[4], "copies": "replace", "weight": 0.3},
+    {"loss": "smooth-ap", "in_batch": False},
+    {"match": lambda a, b: abs(a[:, None] - b[None, :]) <= 1, "in_batch": False, "ignore_label": 0},
+]
+WHOLE_ROWS = [{"loss": "triplet"}, {"loss": SoftTriplets(), "copies": "replace"}, {"loss": "triplet", "miner": "margin"}]
+CASES = [(False, one) for one in OPTIONS + WHOLE_ROWS] + [(True, one) for one in OPTIONS]
+
+
+def named_case(case):
+    return named(case) if isinstance(case, dict) else ("sharded" if case else "replicated")
+
+
+def parts(rng, ranks, *, labels=True, ids=True, keys=False):
+    """Return a call's input for each rank."""
+    found = []
+    for _ in range(ranks):
+        n, one = int(rng.choice([0, 1, 4])), {}
+        one["x"] = rng.normal(size=(n, DIM))
+        if labels:
+            one["labels"] = rng.integers(3, size=n)
+        if ids:
+            one["ids"] = rng.integers(-1, 12, size=n)
+        if keys:
+            one["keys"] = rng.normal(size=(n, DIM))
+        one["enqueue"] = rng.random(n) < 0.8
+        found.append(one)
+    return found
+
+
+def concatenated(calls):
+    """Return the input of one process."""
+    return {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
+
+
+def states(backend, capacity, ranks, *, sharded):
+    rows = capacity // ranks if sharded else capacity
+    return [xbm.init(capacity=rows, dim=DIM, dtype=backend.xp.float64, xp=backend.xp) for _ in range(ranks)]
+
+
+def whole(backend, found, *, sharded):
+    """Return the memory that ranks hold, as NumPy arrays, after comparing what all of them must hold alike."""
+    every = [MemoryState(*map(backend.numpy, state)) for state in found]
+    alike = MemoryState._fields[4:] if sharded else MemoryState._fields
+    for name in alike:
+        for one in every:
+            np.testing.assert_array_equal(getattr(one, name), getattr(every[0], name), err_msg=name)
+    if not sharded:
+        return every[0]
+    rows = {name: np.concatenate([getattr(one, name) for one in every]) for name in MemoryState._fields[:4]}
+    return every[0]._replace(**rows)
+
+
+@pytest.mark.parametrize(("sharded", "options"), CASES, ids=named_case)
+@pytest.mark.parametrize("given_ones", [{}, {"labels": False}, {"keys": True, "ids": False}], ids=str)
+@settings(max_examples=4)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_ranks_are_one_process(backend, sharded, options, given_ones, seed):
+    rng, ranks, capacity = np.random.default_rng(seed), 2, 14
+    objective = xbm.Objective(warmup=1, block_rows=3, **options)
+    one = xbm.init(capacity=capacity, dim=DIM, dtype=backend.xp.float64, xp=backend.xp)
+    many = states(backend, capacity, ranks, sharded=sharded)
+    for _ in range(6):
+        calls = parts(rng, ranks, **given_ones)
+        arrays = [{name: backend.array(value) for name, value in call.items()} for call in calls]
+
+        def work(rank, meeting, many=many, arrays=arrays):
+            with backend.context():
+                group = Threads(meeting, rank, ranks, sharded=sharded)
+                return objective.step(many[rank], **arrays[rank], group=group)
+
+        results = together(ranks, work)
+        expected = objective.step(one, **{name: backend.array(x) for name, x in concatenated(calls).items()})
+        one, many = expected.state, [result.state for result in results]
+        state, plain = whole(backend, many, sharded=sharded), MemoryState(*map(backend.numpy, one))
+        for name in MemoryState._fields:
+            close = 1e-12 if name == "embeddings" else 0
+            np.testing.assert_allclose(getattr(state, name), getattr(plain, name), atol=close, rtol=0, err_msg=name)
+        for result in results:
+            np.testing.assert_allclose(backend.numpy(result.loss), backend.numpy(expected.loss), rtol=1e-9)
+            report, plain = (dict(zip(REPORT, backend.numpy(one.report), strict=True)) for one in (result, expected))
+            for name, figure in plain.items():
+                # Of each shard as many old rows are read as of a whole memory: more, unless each sample has only one.
+                if not (sharded and name.startswith("drift") and objective.copies != "replace"):
+                    np.testing.assert_allclose(report[name], figure, rtol=1e-5, err_msg=name)
+        for name in ("gradient", "key_gradient"):
+            if getattr(expected, name) is not None:
+                gradient = np.concatenate([backend.numpy(getattr(result, name)) for result in results])
+                np.testing.assert_allclose(gradient, backend.numpy(getattr(expected, name)), rtol=1e-7, atol=1e-12)
+
+
+def test_a_shard_knows_its_slots(backend):
+    slots = backend.array(np.asarray([-1, 0, 3, 4, 7, 8]))
+    found = [backend.numpy(Shard(index, 2).local(slots, 4)).tolist() for index in range(2)]
+    assert found == [[-1, 0, 3, -1, -1, -1], [-1, -1, -1, 0, 3, -1]]
