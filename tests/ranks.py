@@ -39,6 +39,10 @@ class Threads:
         return batch, Ranks(queries, keys, each, self.rank, self.size, self.sharded)
 
 
+    def share(self, number):
+        return self.meeting.share(self.rank, number)
+
+
 class ThreadSpread(Spread):
     """Rows of which each thread has some."""
 

@@ -19,6 +19,7 @@ OPTIONS = [
     {"loss": xbm.Contrastive(reduction="mean-nonzero"), "copies": "keep"},
     {"loss": "multi-similarity", "miner": "multi-similarity"},
     {"loss": HardestNegatives(), "copies": "replace"},
+    {"loss": "margin", "miner": "margin"},
     {"loss": MINED[4], "copies": "replace", "weight": 0.3},
     {"loss": "smooth-ap", "in_batch": False},
     {"match": lambda a, b: abs(a[:, None] - b[None, :]) <= 1, "in_batch": False, "ignore_label": 0},

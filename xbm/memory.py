@@ -17,6 +17,7 @@ import array_api_compat.numpy as numpy_namespace
 from xbm import backends, checks
 from xbm.backends import Array, Namespace, array_namespace, device_of
 from xbm.placing import Placement, place
+from xbm.ranks import Shard
 
 
 class MemoryState(NamedTuple):
@@ -252,6 +253,14 @@ def clear(state: MemoryState) -> MemoryState:
 def rows(state: MemoryState) -> Rows:
     """Return the filled rows, oldest first, as copies. Their number depends on the state: not for compilers."""
     return _in_slots(state, _newest(state, int(state.count)))
+
+
+def of_shard(state: MemoryState, shard: Shard) -> MemoryState:
+    """Return a shard as a memory of its own: the same rows, and the cursor and count that go with them."""
+    xp, _ = backends.of(state.embeddings)
+    m = state.labels.shape[0]
+    cursor, count = (xp.clip(one - shard.first(m), min=0, max=m) for one in (state.cursor, state.count))
+    return state._replace(cursor=xp.asarray(xp.remainder(cursor, m)), count=xp.asarray(count))
 
 
 def resize(state: MemoryState, capacity: int) -> MemoryState:

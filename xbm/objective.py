@@ -145,6 +145,14 @@ class Objective:
         object.__setattr__(self, "relation", Relation(self.match, self.pair_weights, self.ignore_label))
         object.__setattr__(self, "criterion", mining.mined(loss, *miners))
 
+    def refuse_shards(self) -> None:
+        """Raise a ValueError if a shard of the memory is not enough for the loss or a miner, which see whole rows."""
+        if not isinstance(self.criterion, PairLoss):
+            raise ValueError(
+                f"{self.criterion!r} sees whole rows, and a rank with a shard of the memory has none: give a loss and "
+                f"miners that merge by blocks (an xbm.PairLoss), or let every rank hold the whole memory (shard=False)"
+            )
+
     def step(
         self,
         state: MemoryState,
@@ -310,8 +318,9 @@ class Objective:
             return _Term.zero(Z, mine(V))
         labels, columns, none = batch.stored_labels, xp.arange(ops.length(V), device=device_of(Z)), False
         if isinstance(self.criterion, PairLoss):
-            none = mine(columns).shape[0] == 0  # then one row stands in, that is in no pair: a reduction needs one
-            V, labels, columns = (one[:1, ...] if none else mine(one) for one in (V, labels, columns))
+            none = mine(columns).shape[0] == 0
+            some = _first if none else mine  # a row stands in that is in no pair: a reduction needs one
+            V, labels, columns = some(V), some(labels), some(columns)
         own = columns if batch.keys is None else None
         P, N = batch_pairs(batch.labels, labels, own=own, dtype=Z.dtype, relation=self.relation)  # may refuse
         if none:
@@ -369,6 +378,10 @@ class Objective:
         warm = state.step >= self.warmup
         value, dz, pairs_in_use = (None if one is None else xp.where(warm, one, xp.zeros_like(one)) for one in found)
         return _Term(value, dz, pairs=pairs_in_use)
+
+
+def _first(rows: Array) -> Array:
+    return rows[:1, ...]
 
 
 class _Term(NamedTuple):

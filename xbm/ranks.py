@@ -63,8 +63,12 @@ class Spread(ABC):
                     f"the reduction {name!r} must be a NamedTuple of arrays (B, ...) to be joined over ranks, got "
                     f"{type(one).__name__}"
                 )
+        if not summaries:
+            return summaries
         said = _together(self.exchange, _leaves(summaries))
-        joined = reduce(_merged, (_like(summaries, [leaf[rank, ...] for leaf in said]) for rank in range(len(said[0]))))
+        joined = reduce(
+            _merged, (_like(summaries, [leaf[rank, ...] for leaf in said]) for rank in range(said[0].shape[0]))
+        )
         return _like(summaries, _together(self.gather, _leaves(joined)))
 
 
@@ -148,6 +152,9 @@ class Group(Protocol):
     def meet(self, read: Callable[[], Batch]) -> tuple[Batch, Ranks]:
         """Return this rank's batch, as `read` returns it, and the ranks of the call; if one refuses, all do."""
 
+    def share(self, number: int) -> list[int]:
+        """Return the number that each rank gives."""
+
 
 class Alone:
     """One process."""
@@ -155,6 +162,10 @@ class Alone:
     def meet(self, read: Callable[[], Batch]) -> tuple[Batch, Ranks]:
         """Return the batch and the only rank."""
         return read(), ONE
+
+    def share(self, number: int) -> list[int]:
+        """Return the only rank's number."""
+        return [number]
 
 
 ALONE = Alone()

@@ -6,9 +6,12 @@ from typing import Any, Self
 
 import array_api_compat.torch as xp
 import torch
+import torch.distributed as dist
 
-from xbm import backends, memory
+from xbm import backends, checks, memory
+from xbm.integrations.torch.ranks import is_initialized
 from xbm.memory import MemoryState, Rows
+from xbm.ranks import Shard
 
 backends.of(torch.empty(0))  # looked up before a compiler looks
 
@@ -30,16 +33,35 @@ class Memory(torch.nn.Module):
     skipped: torch.Tensor
 
     def __init__(
-        self, dim: int, capacity: int, *, dtype: torch.dtype = torch.float32, device: torch.types.Device = None
+        self,
+        dim: int,
+        capacity: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.types.Device = None,
+        shard: bool = False,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
-        for name, value in _empty(dim, capacity, dtype, device)._asdict().items():
+        checks.flag("shard", shard)
+        checks.whole_number("capacity", capacity, at_least=1)
+        self.group, self.shard = group, Shard()
+        if shard:
+            if not is_initialized():
+                raise ValueError("shard=True spreads the memory over ranks: call torch.distributed.init_process_group")
+            self.shard = Shard(dist.get_rank(group), dist.get_world_size(group))
+            if capacity % self.shard.shards:
+                raise ValueError(
+                    f"capacity must be a multiple of the {self.shard.shards} ranks that hold equal shards of it, got "
+                    f"{capacity}"
+                )
+        for name, value in _empty(dim, capacity // self.shard.shards, dtype, device)._asdict().items():
             self.register_buffer(name, value)
 
     @property
     def capacity(self) -> int:
-        """M, the most rows the memory holds."""
-        return self.embeddings.shape[0]
+        """M, the most rows the memory holds, on all ranks together if it is sharded."""
+        return self.embeddings.shape[0] * self.shard.shards
 
     @property
     def dim(self) -> int:
@@ -47,8 +69,11 @@ class Memory(torch.nn.Module):
         return self.embeddings.shape[1]
 
     def rows(self) -> Rows:
-        """Return copies of the filled rows, oldest first: `embeddings` (n, D), `labels`, `ids`, `stored_at` (n,)."""
-        return memory.rows(self._state())
+        """Return copies of the filled rows, oldest first: `embeddings` (n, D), `labels`, `ids`, `stored_at` (n,).
+
+        Of a sharded memory those of this rank.
+        """
+        return memory.rows(memory.of_shard(self._state(), self.shard))
 
     def clear(self) -> None:
         """Empty the memory. Steps and skipped rows count on: a warm-up that is over stays over."""
@@ -65,7 +90,7 @@ class Memory(torch.nn.Module):
     def _begin(self, device: Any) -> None:
         """Put an empty memory on a device in the place of what is there."""
         with torch.inference_mode(False):
-            empty = _empty(self.dim, self.capacity, self.embeddings.dtype, device)
+            empty = _empty(self.dim, self.embeddings.shape[0], self.embeddings.dtype, device)
         for name, value in empty._asdict().items():
             setattr(self, name, value)
         self._renewed()
@@ -104,6 +129,7 @@ class Memory(torch.nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return a copy without the rows."""
         twin = memo[id(self)] = self.__class__.__new__(self.__class__)
+        memo[id(self.group)] = self.group  # cannot be copied
         for name in MemoryState._fields:
             buffer = getattr(self, name)
             memo[id(buffer)] = torch.empty_like(buffer, device="meta")
@@ -116,6 +142,10 @@ class Memory(torch.nn.Module):
         for name in MemoryState._fields:
             if destination[prefix + name].is_meta:
                 del destination[prefix + name]
+            elif self.shard.shards > 1 and name in Rows._fields:
+                from xbm.integrations.torch import sharding  # a second to import, for the few who need it
+
+                destination[prefix + name] = sharding.spread(destination[prefix + name], self.group)
 
     def _load_from_state_dict(
         self,
@@ -157,7 +187,12 @@ class Memory(torch.nn.Module):
             raise ValueError(problem)
         if saved.embeddings.shape[1] != self.dim:
             raise ValueError(f"it holds rows of {saved.embeddings.shape[1]} dimensions, this one of {self.dim}")
-        fitted = saved if saved.labels.shape[0] == self.capacity else memory.resize(saved, self.capacity)
+        if self.shard.shards > 1 or hasattr(saved.embeddings, "device_mesh"):
+            from xbm.integrations.torch import sharding
+
+            fitted = sharding.fitted(saved, self.capacity, self.shard)
+        else:
+            fitted = saved if saved.labels.shape[0] == self.capacity else memory.resize(saved, self.capacity)
         fitted = MemoryState(*(one.to(getattr(self, name).dtype) for name, one in fitted._asdict().items()))
         if not torch.isfinite(fitted.embeddings).all():
             raise ValueError(

@@ -4,16 +4,20 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
+import torch.distributed as dist
 
 from xbm import losses
 from xbm.backends.torch import is_compiling
 from xbm.integrations.pytorch_metric_learning import adapted
 from xbm.integrations.torch.memory import Memory
+from xbm.integrations.torch.ranks import Together, is_initialized
 from xbm.integrations.torch.report import Report
 from xbm.losses import LossLike, PairReduction
+from xbm.memory import MemoryState
 from xbm.mining import MinerLike
 from xbm.objective import REPORT, Objective
 from xbm.pairs import OfLabels
+from xbm.ranks import ALONE, Group
 
 
 class XBM(Memory):
@@ -64,6 +68,11 @@ class XBM(Memory):
         Leave rows with NaN or infinity out of the memory and count them, or raise (the device waits).
     device : torch.device, optional
         Where the memory lives; `.to(device)` moves it.
+    shard : bool
+        Whether each rank of the process group holds capacity / ranks of the rows, or all of them. A loss that sees
+        whole rows is refused.
+    group : ProcessGroup, optional
+        The ranks that train together, all of them if left out. In training mode a call on one is a call on all of them.
 
     Raises
     ------
@@ -89,6 +98,7 @@ class XBM(Memory):
     """
 
     figures: torch.Tensor
+    marker: torch.Tensor
 
     def __init__(
         self,
@@ -109,8 +119,10 @@ class XBM(Memory):
         ignore_label: int | None = None,
         on_nonfinite: Literal["skip", "raise"] = "skip",
         device: torch.types.Device = None,
+        shard: bool = False,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
-        super().__init__(dim, capacity, dtype=dtype, device=device)
+        super().__init__(dim, capacity, dtype=dtype, device=device, shard=shard, group=group)
         pair_loss, pair_miner = adapted(loss, miner, dim=dim)
         self.objective = Objective(
             loss=losses.get(pair_loss, reduction),
@@ -125,11 +137,15 @@ class XBM(Memory):
             ignore_label=ignore_label,
             on_nonfinite=on_nonfinite,
         )
+        if shard:
+            self.objective.refuse_shards()
         for name, function in (("loss", loss), ("miner", miner), ("match", match), ("pair_weights", pair_weights)):
             if isinstance(function, torch.nn.Module):
                 self.add_module(name, function)
         figures = torch.full((len(REPORT),), torch.nan, device=device)
         self.register_buffer("figures", figures, persistent=False)
+        rank = dist.get_rank(group) if is_initialized() else 0
+        self.register_buffer("marker", torch.asarray([rank], device=device), persistent=False)  # if broadcast, it shows
 
     @property
     def report(self) -> Report:
@@ -190,15 +206,25 @@ class XBM(Memory):
         given: dict[str, Any] = {"ids": ids, "enqueue": enqueue, "keys": keys, "key_labels": key_labels}
         if self.training:
             _refuse_recomputation()
-            result = self.objective.step(state, embeddings, labels, **given)
+            result = self.objective.step(state, embeddings, labels, **given, group=self._group(state))
             self._keep(result.state)
             self.figures.copy_(result.report)
         else:
-            result = self.objective.evaluate(state, embeddings, labels, **given)
+            group = self._group(state) if self.shard.shards > 1 else ALONE
+            result = self.objective.evaluate(state, embeddings, labels, **given, group=group)
         return result.loss
 
     if TYPE_CHECKING:
         __call__ = forward  # nn.Module's own takes and returns anything
+
+    def _group(self, state: MemoryState) -> Group:
+        """Return who a call is made with."""
+        if not is_initialized() or dist.get_world_size(self.group) == 1:
+            return ALONE
+        facts: dict[str, int | torch.Tensor] = {"capacity": self.capacity, "dim": self.dim}
+        facts |= {name: getattr(state, name) for name in ("step", "cursor", "count")}
+        sharded = self.shard.shards > 1
+        return Together(self.group, self.embeddings.device, sharded=sharded, facts=facts, marker=self.marker)
 
     def clear(self) -> None:
         """Empty the memory and the report. Steps and skipped rows count on: a warm-up that is over stays over."""
@@ -221,26 +247,30 @@ class XBM(Memory):
         Returns
         -------
         int
-            Rows offered.
+            Rows offered, by all ranks.
 
         Raises
         ------
         TypeError, ValueError
             If a batch does not fit; batches before it stay stored.
         """
-        device, offered = self._state().embeddings.device, 0
-        for batch in loader:
+        device, offered, batches = self._state().embeddings.device, 0, iter(loader)
+        while offered < self.capacity:
+            group, batch = self._group(self._state()), next(batches, None)
+            if all(group.share(batch is None)):
+                break
+            encode: Callable[[Any], torch.Tensor] = encoder
+            if batch is None:  # while other ranks still have some
+                batch, encode = (torch.empty(0, self.dim), torch.empty(0, dtype=torch.int64)), torch.nn.Identity()
             if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
                 raise TypeError(
                     f"loader must yield (inputs, labels) or (inputs, labels, ids), got {type(batch).__name__}"
                 )
             inputs, labels, ids = (*(one.to(device) if hasattr(one, "to") else one for one in batch), None)[:3]
             with torch.no_grad():
-                x = encoder(inputs)
-            self._keep(self.objective.store(self._state(), x, labels, ids=ids))
-            offered += labels.shape[0]
-            if offered >= self.capacity:
-                break
+                x = encode(inputs)
+            self._keep(self.objective.store(self._state(), x, labels, ids=ids, group=group))
+            offered += sum(group.share(labels.shape[0]))
         return offered
 
     def extra_repr(self) -> str:

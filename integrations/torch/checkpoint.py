@@ -1,0 +1,316 @@
+"""Checkpoints of a run on any number of ranks, by `torch.distributed.checkpoint`: whole or not there.
+
+A folder holds `checkpoint.json` and, in a folder beside it, a safetensors file of each rank. The JSON names the files
+and their CRC-32, and is put in place last, in one stroke: until then the checkpoint is the one before.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import uuid
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+NAME, FORMAT, VALUE = "checkpoint.json", "xbm checkpoint 1", "a value"
+SHARDS = re.compile(r"shards-[0-9a-f]{32}")  # the folders beside it
+
+T = TypeVar("T")
+Places = dict[str, tuple[Any, Any]]  # name -> a dict or list, and a key of it
+
+
+def save(folder: str | os.PathLike[str], state: dict[str, Any]) -> None:
+    """Write a checkpoint in place of the one that is there; every rank calls it, or the only process.
+
+    A kill at any moment leaves the checkpoint of before, or this one. All ranks must see one file system.
+
+    Parameters
+    ----------
+    folder : path
+        Made if it is not there. Of what it holds only the checkpoint of before is removed.
+    state : dict
+        Dicts and lists, nested, of dense tensors, DTensors, and what JSON holds: None, bool, int, float, str and lists
+        of them. Of a DTensor each rank writes its part; of all else rank 0's is written, others' only under names that
+        rank 0 has not.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the state holds anything else, or ranks differ in the shape or dtype of a tensor; nothing was written.
+    RuntimeError
+        If a rank could not write; the checkpoint of before is still there.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import torch
+    >>> from xbm.integrations.torch import XBM, checkpoint
+    >>> xbm, fresh = XBM(dim=2, capacity=4), XBM(dim=2, capacity=4)
+    >>> _ = xbm(torch.eye(2), torch.tensor([7, 8]))
+    >>> state = {"xbm": fresh.state_dict(), "epoch": 0}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     checkpoint.save(folder, {"xbm": xbm.state_dict(), "epoch": 3})
+    ...     checkpoint.load(folder, state)
+    >>> fresh.load_state_dict(state["xbm"])
+    <All keys matched successfully>
+    >>> fresh.rows().labels.tolist(), state["epoch"]
+    ([7, 8], 3)
+    """
+    folder = Path(folder)
+    tensors, places = _agreed(lambda: _parts(state))
+    own = {name: container[key] for name, (container, key) in places.items()}
+    names, kinds, values = zip(*_gathered((uuid.uuid4().hex, _kinds(tensors, own), own)), strict=True)
+    _refuse_differences(kinds)
+    merged = {name: value for each in reversed(values) for name, value in each.items()}
+    writer = _Writer(folder, f"shards-{names[0]}", merged)
+    with _told(f"{folder} was not written"):
+        state_dict_saver.save(tensors, storage_writer=writer, planner=_Planner(dedup_save_to_lowest_rank=True))
+
+
+def load(folder: str | os.PathLike[str], state: dict[str, Any]) -> None:
+    """Read a checkpoint into a state, of any number of ranks; every rank calls it, or the only process.
+
+    Tensors are filled in place, values are put in the place of the state's. Reading runs no code. Entries of the
+    checkpoint that the state does not name are left out; within an entry all names, shapes and dtypes must be the same.
+
+    Parameters
+    ----------
+    folder : path
+    state : dict
+        As for `save`. A DTensor takes its part of a tensor, whether that was one or not; a tensor takes all of it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no checkpoint.
+    TypeError, ValueError
+        If it is damaged, foreign, or does not fit the state; the state is as it was, on all ranks.
+    RuntimeError
+        If it could not be read after all, as when a disk breaks: the state may then hold a part of it.
+    """
+    folder = Path(folder)
+    content = _gathered(_agreed(lambda: _content(folder)))[0]
+    shards = folder / content["shards"]
+    _agreed(lambda: _refuse_damage(shards, content["files"]))
+    tensors, places = _agreed(lambda: _fitting(state, shards, content["values"]))
+    with _told(f"{shards} was not read to its end"):
+        state_dict_loader.load(tensors, storage_reader=HuggingFaceStorageReader(str(shards)))
+    for name, (container, key) in places.items():
+        container[key] = content["values"][name]
+
+
+class _Writer(HuggingFaceStorageWriter):
+    """Puts the JSON in place when every rank's file is on the disk."""
+
+    def __init__(self, folder: Path, shards: str, values: dict[str, Any]) -> None:
+        super().__init__(str(folder / shards), save_distributed=True)
+        self.folder, self.shards, self.values = folder, folder / shards, values
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write this rank's file, and say what it is called and its CRC-32."""
+        written = super().write_data(plan, planner).value()
+        names = {one.storage_data.relative_path for one in written}
+        sums = {name: _crc32(self.shards / name) for name in names}
+        result: Future[list[WriteResult]] = Future()
+        result.set_result([dataclasses.replace(one, storage_data=sums) for one in written])
+        return result
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Replace the checkpoint of before, on rank 0, once all ranks have written."""
+        files = {name: crc for rank in results for one in rank for name, crc in one.storage_data.items()}
+        content = {"format": FORMAT, "shards": self.shards.name, "files": files, "values": self.values}
+        with (self.shards / NAME).open("w") as file:
+            json.dump({"content": content, "crc32": _crc32_of(content)}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        for one in (self.shards, self.folder, self.folder.parent):
+            _flush(one)
+        os.replace(self.shards / NAME, self.folder / NAME)
+        _flush(self.folder)
+        for one in self.folder.iterdir():
+            if SHARDS.fullmatch(one.name) and one != self.shards:
+                shutil.rmtree(one, ignore_errors=True)
+
+
+class _Planner(DefaultSavePlanner):
+    """Hands over dense copies: safetensors takes no strides, and no two tensors of one storage."""
+
+    def transform_object(self, write_item: WriteItem, object: torch.Tensor) -> torch.Tensor:
+        """Return a copy of a tensor."""
+        return object.to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _parts(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Places]:
+    """Return the state's tensors by name, and where its values are."""
+    tensors: dict[str, torch.Tensor] = {}
+    places: Places = {}
+    for name, container, key in _leaves(state):
+        value = container[key]
+        if name in tensors or name in places:
+            raise ValueError(f"two entries of the state are called {name!r}")
+        if _is_plain(value):
+            places[name] = container, key
+        elif isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta:
+            tensors[name] = value.detach()
+        else:
+            raise TypeError(
+                f"{name} must be a dense tensor with values, a DTensor, or what JSON holds (None, bool, int, float, "
+                f"str, lists of them), got {type(value).__name__} {value!r:.60}"
+            )
+    return tensors, places
+
+
+def _leaves(container: dict[Any, Any] | list[Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the name of each leaf, what holds it, and under which key."""
+    for key, value in container.items() if isinstance(container, dict) else enumerate(container):
+        if isinstance(value, dict) or (isinstance(value, list) and not _is_plain(value)):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", container, key
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(one) for one in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _kinds(tensors: Mapping[str, torch.Tensor], values: Iterable[str]) -> dict[str, str]:
+    """Return what each name stands for, in words."""
+    return {name: _kind(one.shape, one.dtype) for name, one in tensors.items()} | dict.fromkeys(values, VALUE)
+
+
+def _kind(shape: torch.Size, dtype: torch.dtype) -> str:
+    return f"{tuple(shape)} {dtype}"
+
+
+def _refuse_differences(kinds: Iterable[dict[str, str]]) -> None:
+    """Refuse tensors of one name that differ between ranks."""
+    known: dict[str, tuple[int, str]] = {}
+    for rank, own in enumerate(kinds):
+        for name, kind in own.items():
+            first, other = known.setdefault(name, (rank, kind))
+            if kind != other:
+                raise ValueError(
+                    f"{name} must be the same on all ranks, is {other} on rank {first} and {kind} on rank {rank}"
+                )
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    """Return what the JSON says, once it is known to be whole."""
+    try:
+        whole = json.loads((folder / NAME).read_bytes())
+        content = whole["content"]
+        sound = whole["crc32"] == _crc32_of(content) and content["format"] == FORMAT
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"there is no checkpoint at {folder}: it has no {NAME}") from None
+    except (ValueError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise ValueError(f"{folder / NAME} is damaged, or no {FORMAT!r}")
+    return content
+
+
+def _refuse_damage(shards: Path, files: dict[str, int]) -> None:
+    """Refuse files that are not those which were written; each rank reads its share."""
+    present = {path.name for path in shards.glob("*.safetensors")}
+    if present != set(files):
+        raise ValueError(f"{shards} must hold {sorted(files)}, holds {sorted(present)}")
+    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    for name in sorted(files)[rank::size]:
+        if _crc32(shards / name) != files[name]:
+            raise ValueError(f"{shards / name} is damaged: its bytes are not those that were written")
+
+
+def _fitting(state: dict[str, Any], shards: Path, values: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Places]:
+    """Return the state's parts, if the checkpoint fits it."""
+    tensors, places = _parts(state)
+    saved = HuggingFaceStorageReader(str(shards)).read_metadata().state_dict_metadata
+    there = dict.fromkeys(values, VALUE)
+    there |= {n: _kind(t.size, t.properties.dtype) for n, t in saved.items() if isinstance(t, TensorStorageMetadata)}
+    here = _kinds(tensors, places)
+    entries = tuple(f"{key}." for key in state)
+    asked = here | {name: "missing" for name in there if name not in here and f"{name}.".startswith(entries)}
+    problems = [
+        f"{name} is {there.get(name, 'missing')} there, {kind} here"
+        for name, kind in asked.items()
+        if there.get(name) != kind
+    ]
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(f"{shards.parent} does not fit the state: {'; '.join(problems[:3])}{more}")
+    return tensors, places
+
+
+def _agreed(function: Callable[[], T]) -> T:
+    """Return what a function returns here; if it raises on any rank, all raise."""
+    result, own = None, None
+    try:
+        result = function()
+    except Exception as error:
+        own = error
+    for rank, problem in enumerate(_gathered(own)):
+        if problem is not None:
+            problem.add_note(f"on rank {rank}")
+            raise own or problem
+    return cast(T, result)
+
+
+def _gathered(value: T) -> list[T]:
+    """Return the values of all ranks."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Say in a sentence what went wrong on which rank."""
+    with warnings.catch_warnings():
+        # One process is no mistake.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        try:
+            yield
+        except CheckpointException as error:
+            rank, (problem, _) = min(error.failures.items())
+            raise RuntimeError(f"{what}: rank {rank}: {type(problem).__name__}: {problem}") from error
+
+
+def _flush(folder: Path) -> None:
+    """Have a folder's names written to the disk."""
+    if os.name != "nt":  # which opens no folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _crc32(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _crc32_of(content: Any) -> int:
+    return zlib.crc32(json.dumps(content).encode())

@@ -1,0 +1,139 @@
+"""The PyTorch module over real ranks: what every rank holds and returns is what one process would."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.pair_losses import BY_NAME
+from tests.processes import pool
+from tests.strategies import named
+from xbm import PairLoss
+from xbm.integrations.torch import XBM
+from xbm.memory import MemoryState
+
+DIM, CAPACITY = 4, 16
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def ranks(request):
+    with pool(request.param, seconds=30) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def two():
+    with pool(2, seconds=30) as started:
+        yield started
+
+
+@st.composite
+def histories(draw, ranks):
+    """Draw a few steps of what each rank brings: any sizes, ids or none, masks, keys."""
+    kinds = draw(st.sets(st.sampled_from(["ids", "enqueue", "keys", "no labels"])))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+
+    def batch():
+        n = draw(st.sampled_from([0, 1, 3, 5]))
+        x, labels = rng.normal(size=(n, DIM)), rng.integers(3, size=n)
+        more = {"ids": rng.integers(-1, 30, size=n), "enqueue": rng.random(n) < 0.8, "keys": rng.normal(size=(n, DIM))}
+        given_ones = {name: more[name] for name in more if name in kinds}
+        if "no labels" in kinds and kinds & {"ids", "keys"}:
+            return x, None, given_ones
+        return x, labels, given_ones
+
+    return [[batch() for _ in range(ranks)] for _ in range(draw(st.integers(2, 5)))]
+
+
+def tensors(call):
+    """Return a call's arguments as tensors, and those that want a gradient."""
+    x, labels, more = call
+    x = torch.tensor(x, requires_grad=True)
+    more = {name: torch.tensor(value, requires_grad=name == "keys") for name, value in more.items()}
+    return (x, None if labels is None else torch.tensor(labels), more), [x, *(more[name] for name in more if name == "keys")]
+
+
+def taken(history, options):
+    """Take the steps on this rank; return each step's loss, gradients and report, and the memory."""
+    module, found = XBM(DIM, CAPACITY, warmup=1, dtype=torch.float64, **options), []
+    for calls in history:
+        (x, labels, more), leaves = tensors(calls[dist.get_rank()] if dist.is_initialized() else calls)
+        loss = module(x, labels, **more)
+        loss.backward()
+        report = dict(module.report)
+        found.append((loss.item(), [leaf.grad.numpy() for leaf in leaves], report))
+    return found, {name: getattr(module, name).numpy() for name in MemoryState._fields}
+
+
+def concatenated(calls):
+    """Return what one process brings."""
+    xs, labels, more = zip(*calls, strict=True)
+    labels = None if labels[0] is None else np.concatenate(labels)
+    return np.concatenate(xs), labels, {name: np.concatenate([one[name] for one in more]) for name in more[0]}
+
+
+def check(ranks, history, options, *, sharded):
+    """Compare what ranks find with one process and the concatenated batches."""
+    many = ranks.run(taken, history, options | ({"shard": True} if sharded else {}))
+    steps, memory = taken([concatenated(calls) for calls in history], options)
+    for i, (loss, gradients, report) in enumerate(steps):
+        for found, _ in many:
+            np.testing.assert_allclose(found[i][0], loss, **TOLERANCE)
+            for name, figure in report.items():
+                if not (sharded and name.startswith("drift")):
+                    np.testing.assert_allclose(found[i][2][name], figure, rtol=1e-5, err_msg=name)
+        assert len({found[i][0] for found, _ in many}) == 1  # to the last bit
+        for k, gradient in enumerate(gradients):  # each rank's is multiplied by their number, which DDP divides by
+            whole = np.concatenate([found[i][1][k] for found, _ in many]) / ranks.size
+            np.testing.assert_allclose(whole, gradient, **TOLERANCE)
+    for name, value in memory.items():
+        held = [state[name] for _, state in many]
+        if sharded and value.shape:
+            held = [np.concatenate(held)]
+        for one in held:
+            np.testing.assert_array_equal(one, held[0], err_msg=name)
+            np.testing.assert_allclose(one, value, **(TOLERANCE if name == "embeddings" else {"rtol": 0}), err_msg=name)
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["replicated", "sharded"])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_ranks_are_one_process(ranks, sharded, data):
+    history = data.draw(histories(ranks.size))
+    options = data.draw(
+        st.sampled_from([{}, {"copies": "replace"}, {"loss": "multi-similarity", "miner": "hard-negatives"}, {"in_batch": False}])
+    )
+    check(ranks, history, options, sharded=sharded)
+
+
+@pytest.mark.parametrize("options", BY_NAME, ids=named)
+def test_every_loss_and_miner(two, options):
+    """Those that merge by blocks sharded as well; the others refuse, by name."""
+    rng = np.random.default_rng(0)
+
+    def batch():
+        x, labels = rng.normal(size=(6, DIM)), rng.integers(3, size=6)
+        return x, labels, {}
+
+    history = [[batch(), batch()] for _ in range(3)]
+    check(two, history, options, sharded=False)
+    criterion = XBM(DIM, CAPACITY, **options).objective.criterion
+    if isinstance(criterion, PairLoss):
+        check(two, history, options, sharded=True)
+    else:
+        (problem, _) = two.run(refusal_of_a_shard, options)
+        assert repr(criterion) in problem
+        assert "whole rows" in problem
+
+
+def refusal_of_a_shard(options):
+    with pytest.raises(ValueError, match="shard=False") as refusal:
+        XBM(DIM, CAPACITY, shard=True, **options)
+    return str(refusal.value)
