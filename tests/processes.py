@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import tempfile
 import traceback
 from contextlib import contextmanager
@@ -62,10 +63,15 @@ class Pool:
         for rank, pipe in enumerate(self.pipes):
             # Twice: the first to wait is the process group, whose error says what was waited for.
             assert pipe.poll(2 * self.seconds), f"rank {rank} of {self.size} has not answered: {function.__name__}"
-            found.append(pipe.recv())
+            found.append(answer(pipe))
         problems = [f"rank {rank}: {problem}" for rank, (_, problem) in enumerate(found) if problem]
         assert not problems, "\n".join(problems)
         return [result for result, _ in found]
+
+
+def answer(pipe):
+    """Return what a rank has sent, `(result, problem)`."""
+    return pickle.loads(pipe.recv_bytes())
 
 
 def _work(rank, size, store, seconds, pipe):
@@ -85,7 +91,7 @@ def _work(rank, size, store, seconds, pipe):
         except EOFError:
             return
         try:
-            answer = function(*arguments), None
+            result = function(*arguments), None
         except BaseException:  # told to the test, which fails
-            answer = None, traceback.format_exc()
-        pipe.send(answer)
+            result = None, traceback.format_exc()
+        pipe.send_bytes(pickle.dumps(result))  # whole: a pipe would hand tensors over by reference

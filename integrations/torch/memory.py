@@ -45,6 +45,8 @@ class Memory(torch.nn.Module):
         super().__init__()
         checks.flag("shard", shard)
         checks.whole_number("capacity", capacity, at_least=1)
+        if is_initialized() and dist.get_rank(group) < 0:
+            raise ValueError("this process is not among the ranks of the group")
         self.group, self.shard = group, Shard()
         if shard:
             if not is_initialized():

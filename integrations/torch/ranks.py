@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 TOLD = 400  # characters of a refusal that the other ranks are told
 INTEGERS = {"labels": torch.int64, "ids": torch.int64, "enqueue": torch.bool}
-OPTIONAL = (*INTEGERS, "keys")  # parts of a batch that all ranks give, or none
+OPTIONAL = (*INTEGERS, "keys", "float64")  # what all ranks give, or none
 
 
 def is_initialized() -> bool:
@@ -89,9 +89,12 @@ class Together:
 
     def _table(self, numbers: Mapping[str, int | torch.Tensor]) -> dict[str, list[int]]:
         """Return each rank's integers by their names. The only place where a device waits."""
-        mine = [torch.as_tensor(one, dtype=torch.int64).to(self.device).reshape(1) for one in numbers.values()]
+        on_host = {name: one for name, one in numbers.items() if not isinstance(one, torch.Tensor)}
+        there = {name: one for name, one in numbers.items() if isinstance(one, torch.Tensor)}
+        mine = [torch.tensor([*on_host.values()], dtype=torch.int64).to(self.device)]
+        mine += [one.to(self.device, torch.int64).reshape(1) for one in there.values()]
         found = self.all_gather(torch.cat(mine), "tell each other what they bring").T.tolist()
-        return dict(zip(numbers, found, strict=True))
+        return dict(zip([*on_host, *there], found, strict=True))
 
     def _refuse(self, own: Exception | None, refused: list[int]) -> NoReturn:
         """Raise this rank's refusal, or an error that tells of the first rank's."""
@@ -120,18 +123,19 @@ class Together:
 
     def _alike(self, batch: "Batch", table: dict[str, list[int]]) -> "Batch":
         """Return the batch with what all ranks give: one that brings no rows gives what the others give."""
-        brings = [rank for rank, n in enumerate(table["anchors"]) if n] or [0]
+        bring = [rank for rank, n in enumerate(table["anchors"]) if n] or [0]
         for name in OPTIONAL:
-            given = [rank for rank in (range(self.size) if name == "keys" else brings) if table[name][rank]]
-            if len(given) not in (0, self.size if name == "keys" else len(brings)):
-                raise ValueError(f"{name} must come from all ranks or none, got them from {given} of {self.size} ranks")
-        if self.rank in brings or batch.keys is not None:
+            asked = range(self.size) if name == "keys" else bring
+            given = [rank for rank in asked if table[name][rank]]
+            if len(given) not in (0, len(asked)):
+                raise ValueError(f"{name} must come from all {self.size} ranks or none, got it from {given} alone")
+        if self.rank in bring or batch.keys is not None:
             return batch
         labels, ids, enqueue = (
-            torch.empty(0, dtype=dtype, device=self.device) if table[name][brings[0]] else None
+            torch.empty(0, dtype=dtype, device=self.device) if table[name][bring[0]] else None
             for name, dtype in INTEGERS.items()
         )
-        z = batch.z.to(torch.float64 if table["float64"][brings[0]] else torch.float32)
+        z = batch.z.to(torch.float64 if table["float64"][bring[0]] else torch.float32)
         return batch._replace(labels=labels, stored_labels=labels, ids=ids, enqueue=enqueue, z=z, stored=z)
 
     @contextmanager
@@ -149,8 +153,8 @@ class Together:
 def _of_batch(batch: "Batch | None") -> dict[str, int | torch.Tensor]:
     """Return what a rank tells of its batch: how many rows, and what was given with them."""
     if batch is None:
-        return dict.fromkeys(("anchors", "rows", *OPTIONAL, "float64"), 0)
-    given = {name: getattr(batch, name) is not None for name in OPTIONAL}
+        return dict.fromkeys(("anchors", "rows", *OPTIONAL), 0)
+    given = {name: getattr(batch, name) is not None for name in (*INTEGERS, "keys")}
     return {"anchors": len(batch.z), "rows": len(batch.stored), **given, "float64": batch.z.dtype == torch.float64}
 
 

@@ -1,9 +1,5 @@
 """The PyTorch module over real ranks: what every rank holds and returns is what one process would."""
 
-import os
-import signal
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -57,7 +53,10 @@ def tensors(call):
     x, labels, more = call
     x = torch.tensor(x, requires_grad=True)
     more = {name: torch.tensor(value, requires_grad=name == "keys") for name, value in more.items()}
-    return (x, None if labels is None else torch.tensor(labels), more), [x, *(more[name] for name in more if name == "keys")]
+    return (x, None if labels is None else torch.tensor(labels), more), [
+        x,
+        *(more[name] for name in more if name == "keys"),
+    ]
 
 
 def taken(history, options):
@@ -108,7 +107,9 @@ def check(ranks, history, options, *, sharded):
 def test_ranks_are_one_process(ranks, sharded, data):
     history = data.draw(histories(ranks.size))
     options = data.draw(
-        st.sampled_from([{}, {"copies": "replace"}, {"loss": "multi-similarity", "miner": "hard-negatives"}, {"in_batch": False}])
+        st.sampled_from(
+            [{}, {"copies": "replace"}, {"loss": "multi-similarity", "miner": "hard-negatives"}, {"in_batch": False}]
+        )
     )
     check(ranks, history, options, sharded=sharded)
 

@@ -1,0 +1,370 @@
+"""What several ranks do when something is wrong, and what stands around them: DDP, other groups, copies."""
+
+import copy
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.processes import answer, pool
+from xbm.integrations.torch import XBM
+from xbm.memory import MemoryState
+
+DIM, CAPACITY = 4, 16
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    with pool(2, seconds=30) as started:
+        yield started
+
+
+def batch(seed, n=6):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, DIM, generator=generator), torch.randint(3, (n,), generator=generator)
+
+
+def own_batch(step, n=6):
+    """Return this rank's part of a step's batch."""
+    return batch(10 * step + dist.get_rank(), n)
+
+
+def held(module):
+    return {name: getattr(module, name).clone() for name in MemoryState._fields}
+
+
+def refusal(call):
+    """Return the type and text of what a call raises."""
+    try:
+        call()
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return None
+
+
+def refused_on_one(fault, options):
+    """Make two good calls, a call that is wrong on rank 1 and a good one; return what was raised, and what changed."""
+    module = XBM(DIM, CAPACITY, warmup=0, **options)
+    for step in range(2):
+        module(*own_batch(step))
+    before = held(module)
+    x, labels = own_batch(2)
+    more = {}
+    if dist.get_rank() == 1:
+        x, labels, more = FAULTS[fault](x, labels)
+    raised = refusal(lambda: module(x, labels, **more))
+    same = all(torch.equal(value, before[name]) for name, value in held(module).items())
+    module(*own_batch(3))
+    return raised, same, held(module)
+
+
+def _nan(x, labels):
+    x[2, 1] = torch.nan
+    return x, labels, {}
+
+
+FAULTS = {
+    "dtype": lambda x, labels: (x, labels.float(), {}),
+    "size": lambda x, labels: (x[:, :3], labels, {}),
+    "lengths": lambda x, labels: (x, labels[:-1], {}),
+    "ids": lambda x, labels: (x, labels, {"ids": labels}),
+    "float64": lambda x, labels: (x.double(), labels, {}),
+    "nan": _nan,
+}
+
+
+@pytest.mark.parametrize(
+    ("fault", "own", "others"),
+    [
+        (
+            "dtype",
+            "labels must be integers",
+            "rank 1 refused its batch, so nothing was stored on any rank. TypeError: labels",
+        ),
+        ("size", "embeddings must have shape", "rank 1 refused its batch"),
+        ("lengths", "labels must have shape", "rank 1 refused its batch"),
+        ("ids", "ids must come from all 2 ranks or none, got it from [1] alone", "ids must come from all 2 ranks"),
+        (
+            "float64",
+            "float64 must come from all 2 ranks or none, got it from [1]",
+            "float64 must come from all 2 ranks",
+        ),
+        ("nan", "1 of the embeddings (12, 4) are not finite", "1 of the embeddings (12, 4) are not finite"),
+    ],
+)
+def test_what_one_rank_refuses_all_refuse(ranks, fault, own, others):
+    found = ranks.run(refused_on_one, fault, {"on_nonfinite": "raise"})
+    for (raised, same, _), expected in zip(found, (others, own), strict=True):
+        assert expected in raised[1]
+        assert same
+    one, other = (memory for *_, memory in found)
+    assert all(torch.equal(one[name], other[name]) for name in one)  # and they go on
+
+
+def test_rows_that_are_not_finite_are_skipped_on_all(ranks):
+    for raised, _, memory in ranks.run(refused_on_one, "nan", {}):
+        assert raised is None
+        assert memory["skipped"] == 1
+        assert memory["embeddings"].isfinite().all()
+
+
+def differing(change):
+    options = {"capacity": CAPACITY, "dim": DIM}
+    if dist.get_rank() == 1 and change in options:
+        options[change] *= 2
+    module = XBM(warmup=0, **options)
+    if dist.get_rank() == 1 and change == "step":
+        module.step += 3
+    return refusal(lambda: module(torch.randn(5, module.dim), torch.arange(5)))
+
+
+@pytest.mark.parametrize(("change", "told"), [("capacity", "16, 32"), ("dim", "4, 8"), ("step", "0, 3")])
+def test_memories_that_differ_are_found_at_the_first_step(ranks, change, told):
+    for kind, text in ranks.run(differing, change):
+        assert kind == "ValueError"
+        assert f"must have the same {change}, got {told} in rank order" in text
+
+
+def encoder():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(DIM, 8), torch.nn.Tanh(), torch.nn.Linear(8, DIM)).double()
+
+
+def trained(sharded=False, steps=5):
+    """Train an encoder under DDP, XBM beside it; return its weights."""
+    network = encoder()
+    wrapped = DistributedDataParallel(network)
+    module = XBM(DIM, CAPACITY, warmup=1, dtype=torch.float64, shard=sharded)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
+    for step in range(steps):
+        x, labels = own_batch(step, n=2 + 3 * dist.get_rank())
+        optimizer.zero_grad()
+        module(wrapped(x.double()), labels).backward()
+        optimizer.step()
+    return [parameter.detach() for parameter in network.parameters()]
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_ddp_trains_as_one_process_does(ranks, sharded):
+    network, module = encoder(), XBM(DIM, CAPACITY, warmup=1, dtype=torch.float64)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
+    for step in range(5):
+        parts = [batch(10 * step + rank, n=2 + 3 * rank) for rank in range(2)]
+        x, labels = (torch.cat(both) for both in zip(*parts, strict=True))
+        optimizer.zero_grad()
+        module(network(x.double()), labels).backward()
+        optimizer.step()
+    for weights in ranks.run(trained, sharded):
+        for one, other in zip(weights, network.parameters(), strict=True):
+            torch.testing.assert_close(one, other.detach(), rtol=1e-9, atol=1e-12)
+
+
+class Both(torch.nn.Module):
+    """An encoder and a memory that DDP wraps together."""
+
+    def __init__(self, ignored):
+        super().__init__()
+        self.encoder, self.xbm = torch.nn.Linear(DIM, DIM), XBM(DIM, CAPACITY, warmup=0, shard=True)
+        if ignored:
+            names = [f"xbm.{name}" for name, _ in self.xbm.named_buffers()]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, names)
+
+    def forward(self, x, labels):
+        return self.xbm(self.encoder(x), labels)
+
+
+def inside_ddp(ignored):
+    wrapped = DistributedDataParallel(Both(ignored))
+    raised = refusal(lambda: [wrapped(*own_batch(step)).backward() for step in range(3)])
+    return raised, held(wrapped.module.xbm)
+
+
+def test_a_memory_that_ddp_would_broadcast_is_refused(ranks):
+    for raised, memory in ranks.run(inside_ddp, False):
+        assert "the memory's buffers were broadcast" in raised[1]
+        assert memory["count"] == 0
+    (ok, one), (_, other) = ranks.run(inside_ddp, True)
+    assert ok is None
+    assert one["count"] == CAPACITY
+    assert not torch.equal(one["embeddings"], other["embeddings"])  # each its own shard, as it should be
+
+
+def evaluated_alone():
+    module = XBM(DIM, CAPACITY, warmup=0)
+    module(*own_batch(0))
+    before = held(module)
+    module.eval()
+    loss = module(*batch(3)).item() if dist.get_rank() == 0 else None
+    return loss, all(torch.equal(value, before[name]) for name, value in held(module).items())
+
+
+def test_one_rank_may_evaluate_alone(ranks):
+    (loss, same), _ = ranks.run(evaluated_alone)
+    assert loss > 0
+    assert same
+
+
+def evaluated_together():
+    module = XBM(DIM, CAPACITY, warmup=0, dtype=torch.float64, shard=True)
+    module(*own_batch(0))
+    before = held(module)
+    loss = module.eval()(*own_batch(1))
+    return loss.item(), all(torch.equal(value, before[name]) for name, value in held(module).items())
+
+
+def test_a_sharded_memory_is_evaluated_by_all(ranks):
+    module = XBM(DIM, CAPACITY, warmup=0, dtype=torch.float64)
+    parts = [[batch(10 * step + rank) for rank in range(2)] for step in range(2)]
+    first, second = ([torch.cat(both) for both in zip(*one, strict=True)] for one in parts)
+    module(*first)
+    expected = module.eval()(*second).item()
+    for loss, same in ranks.run(evaluated_together):
+        assert loss == pytest.approx(expected, rel=1e-9)
+        assert same
+
+
+def filled(sharded):
+    module = XBM(DIM, CAPACITY, warmup=0, shard=sharded)
+    loader = [own_batch(step, n=2) for step in range(1 + 2 * dist.get_rank())]  # of unequal lengths
+    offered = module.fill(lambda x: x, loader)
+    return offered, module.labels, int(module.count), int(module.step)
+
+
+def test_filling_from_loaders_of_unequal_lengths(ranks):
+    expected = torch.cat([batch(0, 2)[1], batch(1, 2)[1], batch(11, 2)[1], batch(21, 2)[1]])
+    for offered, labels, count, step in ranks.run(filled, False):
+        assert (offered, count, step) == (8, 8, 0)
+        torch.testing.assert_close(labels[:8], expected)
+    found = ranks.run(filled, True)
+    torch.testing.assert_close(torch.cat([labels for _, labels, *_ in found])[:8], expected)
+
+
+def own_groups():
+    """Let each rank train with a group of itself alone."""
+    groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
+    with pytest.raises(ValueError, match="not among the ranks of the group"):
+        XBM(DIM, CAPACITY, group=groups[1 - dist.get_rank()])
+    module = XBM(DIM, CAPACITY, warmup=0, group=groups[dist.get_rank()])
+    twin = copy.deepcopy(module)
+    for one in (module, twin):
+        one(*own_batch(0))
+    return module.labels[:6], int(module.count), twin.group is module.group, int(twin.count)
+
+
+def test_a_group_of_ones_own(ranks):
+    for rank, (labels, count, same, copied) in enumerate(ranks.run(own_groups)):
+        assert count == copied == 6
+        assert same
+        torch.testing.assert_close(labels, batch(rank)[1])
+
+
+def learned():
+    """Return the gradient of a loss's own parameter."""
+    torch.manual_seed(0)
+
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+        def forward(self, S, positive, negative):
+            return ((self.scale * S - 1) ** 2 * positive + S.relu() * negative).sum(dim=1)
+
+    module = XBM(DIM, CAPACITY, Scaled(), warmup=0, dtype=torch.float64)
+    if dist.is_initialized():
+        x, labels = own_batch(0)
+    else:
+        x, labels = (torch.cat(both) for both in zip(batch(0), batch(1), strict=True))
+    module(x, labels).backward()
+    return module.loss.scale.grad.item()
+
+
+def test_a_losss_own_parameters_get_the_same_gradient_on_all(ranks):
+    expected = learned()
+    assert ranks.run(learned) == pytest.approx([expected] * 2, rel=1e-12)
+
+
+def left(seconds):
+    """Let rank 1 leave, or stay away; return what rank 0 is told."""
+    module = XBM(DIM, CAPACITY)
+    module(*own_batch(0))
+    if dist.get_rank() == 1:
+        if seconds is None:
+            os._exit(1)
+        time.sleep(seconds)
+        return None
+    return refusal(lambda: module(*own_batch(1)))
+
+
+@pytest.mark.parametrize("seconds", [None, 8], ids=["dies", "hangs"])
+def test_a_rank_that_leaves_is_an_error_that_names_xbm(seconds):
+    with pool(2, seconds=3) as ranks:
+        for pipe in ranks.pipes:
+            pipe.send((left, (seconds,)))
+        assert ranks.pipes[0].poll(60)
+        (kind, text), problem = answer(ranks.pipes[0])
+    assert problem is None
+    assert kind == "RuntimeError"
+    assert "XBM's 2 ranks could not tell each other what they bring (this is rank 0): one of them has died" in text
+
+
+def states():
+    """Return a sharded memory's state dict, whole, and what comes of loading plain ones of two capacities."""
+    module = XBM(DIM, CAPACITY, warmup=0, shard=True)
+    for step in range(2):
+        module(*own_batch(step))
+    state = module.state_dict()
+    whole = {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in state.items()}
+    again = XBM(DIM, CAPACITY, warmup=0, shard=True)
+    again.load_state_dict(whole)
+    smaller = XBM(DIM, 8, warmup=0, shard=True)
+    smaller.load_state_dict(whole)
+    refused = refusal(lambda: smaller.load_state_dict(state))
+    return {
+        "whole": whole,
+        "again": all(torch.equal(one, getattr(module, name)) for name, one in held(again).items()),
+        "smaller": smaller.rows().labels,
+        "refused": refused[1],
+        "types": {name: type(value).__name__ for name, value in state.items()},
+        "rows": module.rows().labels,
+    }
+
+
+def test_a_shards_state(ranks):
+    found = ranks.run(states)
+    module = XBM(DIM, CAPACITY, warmup=0)
+    for step in range(2):
+        module(*(torch.cat(both) for both in zip(batch(10 * step), batch(10 * step + 1), strict=True)))
+    for one in found:
+        torch.testing.assert_close(one["whole"]["embeddings"], module.embeddings)
+        assert torch.equal(one["whole"]["labels"], module.labels)
+        assert one["again"]
+        assert "holds 16 slots, this one 8: load it into the capacity that it was saved with" in one["refused"]
+        assert {one["types"][name] for name in ("embeddings", "labels", "ids", "stored_at")} == {"DTensor"}
+        plain = XBM(DIM, CAPACITY)
+        plain.load_state_dict(one["whole"])  # on one process
+        assert torch.equal(plain.rows().labels, module.rows().labels)
+    newest = torch.cat([one["smaller"] for one in found])
+    assert torch.equal(newest, module.rows().labels[-8:])
+    assert sorted(np.concatenate([one["rows"] for one in found])) == sorted(module.labels.tolist())
+
+
+def constructed():
+    return [
+        refusal(lambda: XBM(DIM, 15, shard=True)),
+        refusal(lambda: XBM(DIM, CAPACITY, "triplet", shard=True)),
+        refusal(lambda: XBM(DIM, CAPACITY, miner="margin", loss=lambda S, P, N: S.sum(1), shard=True)),
+    ]
+
+
+def test_what_cannot_be_sharded_is_refused(ranks):
+    for odd, triplet, function in ranks.run(constructed):
+        assert "capacity must be a multiple of the 2 ranks" in odd[1]
+        assert "Triplet(margin=0.2, reduction='mean') sees whole rows" in triplet[1]
+        assert "<lambda>" in function[1]
+    with pytest.raises(ValueError, match="init_process_group"):
+        XBM(DIM, CAPACITY, shard=True)
