@@ -135,6 +135,10 @@ KERAS_NOT_APPLICABLE = {
 
 NEEDS = {
     "tests/integrations/test_torch": ("torch",),
+    "tests/integrations/test_torch_checkpoint.py": ("torch", "safetensors"),
+    "tests/integrations/test_fsdp2.py": ("torch",),
+    "tests/integrations/test_lightning.py": ("torch", "lightning"),
+    "tests/integrations/test_accelerate.py": ("torch", "accelerate", "safetensors"),
     "tests/test_jax.py": ("jax",),
     "tests/test_tensorflow.py": ("tensorflow",),
     "tests/experiments": ("torch", "matplotlib", "rich", "safetensors"),
@@ -143,7 +147,7 @@ NEEDS = {
     "tests/integrations/test_pytorch_metric_learning": ("torch", "pytorch_metric_learning"),
     "tests/integrations/keras": ("keras",),
     "tests/test_tensorflow_namespace.py": ("tensorflow", "array_api_strict"),
-    "tests/test_docs.py": ("torch", "jax", "flax", "optax", "keras", "tensorflow"),
+    "tests/test_docs.py": ("torch", "jax", "flax", "optax", "keras", "tensorflow", "lightning", "safetensors"),
     "tests/test_typing.py": ("torch", "mypy"),
     "tests/test_benchmarks.py": ("torch", "click", "rich"),
 }

@@ -214,25 +214,32 @@ def test_several_memories_at_once():
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
-def test_rows_on_several_devices_give_the_same_loss_and_gradient():
+@pytest.mark.parametrize(
+    ("memory_over", "batch_over"),
+    [(("rows",), ()), ((), ("rows",)), (("rows",), ("rows",))],
+    ids=["rows", "batch", "rows and batch"],
+)
+def test_several_devices_give_the_same_loss_and_gradient(memory_over, batch_over):
+    """Whether each holds its rows of the memory, its part of the batch as in data parallelism, or both."""
     assert len(jax.devices()) == DEVICES
     mesh = Mesh(np.asarray(jax.devices()), ("rows",), axis_types=(AxisType.Auto,))
     capacity = 16 * DEVICES
     objective = xbm.Objective(warmup=1, block_rows=capacity)  # each device compares its own rows
     step, alone = (compiled(objective) for _ in range(2))
     state, plain = (xbm.init(capacity=capacity, dim=4, xp=jnp) for _ in range(2))
-    over_rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("rows",), ()))
+    over_rows, over_batch, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (memory_over, batch_over, ()))
     state = MemoryState(
         **{
             name: jax.device_put(value, over_rows if name in Rows._fields else whole)
             for name, value in state._asdict().items()
         }
     )
-    for batch in batches([8, 30, 50, 8, 8], seed=3):
+    for batch in batches([8, 32, 48, 8, 8], seed=3):
         x, labels, ids = arrays(batch)
         (expected, result), expected_gradient = alone(x, plain, labels, ids)
         plain = result.state
-        (loss, result), gradient = step(*jax.device_put((x,), whole), state, *jax.device_put((labels, ids), whole))
+        x, labels, ids = jax.device_put((x, labels, ids), over_batch)
+        (loss, result), gradient = step(x, state, labels, ids)
         state = result.state
         assert state.embeddings.sharding.is_equivalent_to(over_rows, 2)
         np.testing.assert_allclose(loss, expected, rtol=1e-5)

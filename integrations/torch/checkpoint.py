@@ -43,7 +43,7 @@ def save(folder: str | os.PathLike[str], state: dict[str, Any]) -> None:
     Parameters
     ----------
     folder : path
-        Made if it is not there. Of what it holds only the checkpoint of before is removed.
+        Made if it is not there. `checkpoint.json` and `shards-...` there are replaced, all else stays.
     state : dict
         Dicts and lists, nested, of dense tensors, DTensors, and what JSON holds: None, bool, int, float, str and lists
         of them. Of a DTensor each rank writes its part; of all else rank 0's is written, others' only under names that
@@ -102,7 +102,7 @@ def load(folder: str | os.PathLike[str], state: dict[str, Any]) -> None:
     TypeError, ValueError
         If it is damaged, foreign, or does not fit the state; the state is as it was, on all ranks.
     RuntimeError
-        If it could not be read after all, as when a disk breaks: the state may then hold a part of it.
+        If it could not be read after all, as when a disk breaks just then: the state may hold a part of it.
     """
     folder = Path(folder)
     content = _gathered(_agreed(lambda: _content(folder)))[0]

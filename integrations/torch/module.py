@@ -144,7 +144,7 @@ class XBM(Memory):
                 self.add_module(name, function)
         figures = torch.full((len(REPORT),), torch.nan, device=device)
         self.register_buffer("figures", figures, persistent=False)
-        rank = dist.get_rank(group) if is_initialized() else 0
+        rank = dist.get_rank(group) if is_initialized() else -1  # made before the ranks meet
         self.register_buffer("marker", torch.asarray([rank], device=device), persistent=False)  # if broadcast, it shows
 
     @property
@@ -288,13 +288,17 @@ class XBM(Memory):
         """Return a copy without the rows, and without their figures."""
         twin = super().__deepcopy__(memo)
         twin.figures = torch.full_like(self.figures, torch.nan)
+        twin.marker = torch.full_like(self.marker, -1)
         return twin
 
     def _renewed(self) -> None:
-        """Forget the figures of before."""
-        if self.figures.device != self.embeddings.device:
-            self.figures = torch.empty(len(REPORT), device=self.embeddings.device)
+        """Forget the figures of before, and whom it has met."""
+        device = self.embeddings.device
+        if self.figures.device != device:
+            self.figures = torch.empty(len(REPORT), device=device)
+            self.marker = torch.empty(1, dtype=torch.int64, device=device)
         self.figures.fill_(torch.nan)
+        self.marker.fill_(-1)
 
 
 def _refuse_recomputation() -> None:

@@ -36,7 +36,7 @@ class Together:
     facts : dict of str to int or () integer tensor
         What must be the same on all ranks, by the name that an error gives it.
     marker : (1,) integer tensor
-        This rank's number, unless somebody has broadcast the module's buffers.
+        This rank's number, or -1 before its first call, unless somebody has broadcast the module's buffers.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Together:
         if any(table["refused"]):
             self._refuse(None, table["refused"])
         self._compare(table)
+        self.marker.fill_(self.rank)
         batch = self._alike(batch, table)
         queries, keys, each = (ProcessSpread(self, n) for n in (table["anchors"], table["rows"], [1] * self.size))
         return batch, Ranks(queries, keys, each, self.rank, self.size, self.sharded, float(self.size))
@@ -115,7 +116,7 @@ class Together:
                     f"the memories of all ranks must have the same {name}, got {', '.join(map(str, table[name]))} in "
                     f"rank order"
                 )
-        if table["marker"] != list(range(self.size)):
+        if table["marker"] not in (list(range(self.size)), [-1] * self.size):
             raise RuntimeError(
                 "the memory's buffers were broadcast: DistributedDataParallel does that at every step with a module "
                 "that it wraps. Keep XBM outside of it, or put its buffers on DDP's list of what to ignore"
