@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from configparser import ConfigParser
+from pathlib import Path
 
 import pytest
 
@@ -26,3 +28,12 @@ def test_the_check_would_see_one(framework, tmp_path):
     assert frameworks_after(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import xbm, {framework}") == [
         framework
     ]
+
+
+def test_every_tox_environment_is_one():
+    """A name without a section would run what is written for all, and pass."""
+    tox = ConfigParser(interpolation=None)
+    tox.read(Path(__file__).parents[1] / "tox.ini")
+    names = tox["tox"]["env_list"].replace("keras-{tensorflow,jax,torch}", "keras-{tensorflow;jax;torch}").split(",")
+    for name in names:
+        assert f"testenv:{name.strip().replace(';', ',')}" in tox
