@@ -1,11 +1,12 @@
 """Real processes: a pool of ranks that talk by gloo on the loopback, started once for many tests."""
 
+import atexit
 import multiprocessing
 import os
 import pickle
 import tempfile
 import traceback
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -36,11 +37,25 @@ def pool(size, *, seconds=SECONDS):
                 pipe.close()
 
 
+def shared(size):
+    """Return ranks that all tests of this process share, started when first asked for, and anew once they are lost."""
+    if size in _shared and _shared[size][0].lost:
+        _shared.pop(size)[1].close()
+    if size not in _shared:
+        stack = ExitStack()
+        atexit.register(stack.close)
+        _shared[size] = stack.enter_context(pool(size, seconds=30)), stack
+    return _shared[size][0]
+
+
+_shared = {}
+
+
 class Pool:
     """Ranks that are waiting for something to do."""
 
     def __init__(self, pipes, seconds):
-        self.pipes, self.seconds = pipes, seconds
+        self.pipes, self.seconds, self.lost = pipes, seconds, False
 
     @property
     def size(self):
@@ -59,11 +74,12 @@ class Pool:
         """
         for pipe in self.pipes:
             pipe.send((function, arguments))
-        found = []
+        found, self.lost = [], True
         for rank, pipe in enumerate(self.pipes):
             # Twice: the first to wait is the process group, whose error says what was waited for.
             assert pipe.poll(2 * self.seconds), f"rank {rank} of {self.size} has not answered: {function.__name__}"
             found.append(answer(pipe))
+        self.lost = False
         problems = [f"rank {rank}: {problem}" for rank, (_, problem) in enumerate(found) if problem]
         assert not problems, "\n".join(problems)
         return [result for result, _ in found]

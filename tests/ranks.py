@@ -38,7 +38,6 @@ class Threads:
         each = ThreadSpread(self.meeting, self.rank, [1] * self.size)
         return batch, Ranks(queries, keys, each, self.rank, self.size, self.sharded)
 
-
     def share(self, number):
         return self.meeting.share(self.rank, number)
 

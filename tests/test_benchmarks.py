@@ -6,7 +6,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import contenders, dense, machine
+from benchmarks import contenders, dense, machine, ranks
 from benchmarks import losses as every_loss
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.data import Case, products_like
@@ -16,7 +16,7 @@ from xbm import losses
 
 TINY = (
     "--rounds 2 --sizes 64,128 --batch 8 --dim 16 --active 0.1 --peak-sizes 256 --peak-batch 16 "
-    "--items 60 --features 8 --searches 1"
+    "--items 60 --features 8 --searches 1 --ranks 2"
 )
 
 
@@ -42,6 +42,23 @@ def test_one_command_prints_every_table_and_names_absent_peers(tmp_path):
         assert row["left_out"] == {"pytorch-metric-learning": "not installed"}
     assert [row["xbm"] >= 0 for row in found["memory"]["figures"]] == [True]
     assert 0 < found["retrieval"]["figures"][0]["recall_at_1"] <= 1
+    check_ranks(found["ranks"]["figures"])
+
+
+def check_ranks(figures):
+    """Two ranks share the products, and the rows if sharded; what they send does not depend on the capacity."""
+    by = {(row["memory"], row["M"]): row for row in figures}
+    for form, share in (("one process", 1), ("replicated", 1), ("sharded", 2)):
+        small, large = by[form, 64], by[form, 128]
+        assert (small["rows"], large["rows"]) == (64 // share, 128 // share)
+        assert small["sent"] == large["sent"]
+        assert large["bytes"] == large["rows"] * (4 * 16 + 3 * 8)
+    of_one, both = by["one process", 128], [by[form, 128] for form in ("replicated", "sharded")]
+    assert of_one["sent"] == 0
+    for row in both:
+        of_rows = 4 * (2 * 4 * 16 + 4 * 4 * 4 + 8)  # 4 anchors and gradients, sums of both terms and back, labels
+        assert 0 < row["sent"] - of_rows < 200  # what ranks tell of themselves
+        assert 0.4 < row["products"] / of_one["products"] < 0.7
 
 
 @pytest.mark.usefixtures("alone")
@@ -136,6 +153,19 @@ def test_contenders_that_do_not_fit_or_take_too_long_are_named(monkeypatch):
     monkeypatch.setattr(machine, "available", lambda device: 0)
     assert contenders.left_out("dense autograd", Case(2**20, 0.1)) == "needs 2 GB of 0"
     assert contenders.left_out("xbm", Case(2**20, 0.1)) is None
+
+
+def test_forms_that_cannot_be_measured_are_named():
+    sharded = ranks.Form(2, True)
+    assert sharded.left_out(Case(8, 0.1, loss="triplet")) == "triplet sees whole rows"
+    assert sharded.left_out(Case(9, 0.1)) == "no equal shards"
+    assert ranks.Form(2, False).left_out(Case(9, 0.1, loss="triplet")) is None
+
+
+def test_forms_that_disagree_are_refused():
+    found = [[{"loss": 1.0}, {"loss": loss}] for loss in (1.0, 1.1)]
+    with pytest.raises(ValueError, match=r"must have one process's loss 1.0 at M = 8, got .*1\.1"):
+        ranks.agreed(Case(8, 0.1), [ranks.ONE, ranks.Form(2, True)], found)
 
 
 def test_contenders_take_turns_on_the_same_inputs():

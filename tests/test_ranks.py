@@ -27,7 +27,11 @@ OPTIONS = [
     {"loss": "smooth-ap", "in_batch": False},
     {"match": lambda a, b: abs(a[:, None] - b[None, :]) <= 1, "in_batch": False, "ignore_label": 0},
 ]
-WHOLE_ROWS = [{"loss": "triplet"}, {"loss": SoftTriplets(), "copies": "replace"}, {"loss": "triplet", "miner": "margin"}]
+WHOLE_ROWS = [
+    {"loss": "triplet"},
+    {"loss": SoftTriplets(), "copies": "replace"},
+    {"loss": "triplet", "miner": "margin"},
+]
 CASES = [(False, one) for one in OPTIONS + WHOLE_ROWS] + [(True, one) for one in OPTIONS]
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.processes import pool
+from tests.processes import shared
 from xbm.integrations.torch import XBM
 
 BATCH, STEPS, DIM = 6, 6, 4
@@ -11,8 +11,7 @@ BATCH, STEPS, DIM = 6, 6, 4
 
 @pytest.fixture(scope="module")
 def ranks():
-    with pool(2) as started:
-        yield started
+    return shared(2)
 
 
 def network():

@@ -24,11 +24,11 @@ BATCHES = SAMPLES // BATCH
 class Embedder(pl.LightningModule):
     """An encoder with a memory beside it."""
 
-    def __init__(self, **options):
+    def __init__(self):
         super().__init__()
         torch.manual_seed(0)
         self.encoder = torch.nn.Linear(6, 4)
-        self.xbm = XBM(4, 20, warmup=2, **options)
+        self.xbm = XBM(4, 20, warmup=2)
         self.losses = []
 
     def training_step(self, batch, batch_idx):
@@ -61,6 +61,18 @@ class Concatenated(DistributedSampler):
     def __iter__(self):
         order = torch.tensor(list(super().__iter__()))
         return iter(order.view(-1, BATCH // self.ranks, self.ranks).mT.flatten().tolist())
+
+
+class Sharded(Embedder):
+    """The same, with its memory spread over the ranks as soon as there are any."""
+
+    def __init__(self):
+        super().__init__()
+        self.xbm = None
+
+    def configure_model(self):
+        if self.xbm is None:
+            self.xbm = XBM(4, 20, warmup=2, shard=True)
 
 
 def samples(ranks=1):
@@ -188,11 +200,12 @@ def test_resume_is_exact(tmp_path):
         assert torch.equal(one, other)
 
 
-def fit_on_rank(folder, options):
+def fit_on_rank(folder, kind):
     """Return the losses of a run that stops and goes on, and the memory, whole, that it leaves."""
+    with mock.patch.object(dist, "is_initialized", return_value=False):  # modules are there before the Trainer starts
+        first, second = kind(), kind()
     with mock.patch.dict(os.environ, {"LOCAL_RANK": str(dist.get_rank())}):  # as a launcher would start it
         ddp = {"devices": dist.get_world_size(), "strategy": "ddp"}
-        first, second = Embedder(**options), Embedder(**options)
         fit(first, folder, XBMCallback(), **ddp).save_checkpoint(folder / "half.ckpt")
         fit(second, folder, XBMCallback(), epochs=4, ckpt_path=folder / "half.ckpt", **ddp)
     state = second.xbm.state_dict()
@@ -206,11 +219,11 @@ def ranks():
         yield started
 
 
-@pytest.mark.parametrize("options", [{}, {"shard": True}], ids=["replicated", "sharded"])
-def test_two_processes_are_one(options, ranks, tmp_path):
+@pytest.mark.parametrize("kind", [Embedder, Sharded])
+def test_two_processes_are_one(kind, ranks, tmp_path):
     alone, last = Embedder(), Embedder()
     fit(alone, tmp_path, XBMCallback(), epochs=4, ranks=2)
-    first, second = ranks.run(fit_on_rank, tmp_path, options)
+    first, second = ranks.run(fit_on_rank, tmp_path, kind)
     assert first[0] == second[0] == pytest.approx(alone.losses, rel=1e-4)
     for name, value in alone.xbm.state_dict().items():
         assert torch.equal(first[1][name], second[1][name]), name

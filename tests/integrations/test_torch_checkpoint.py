@@ -8,7 +8,6 @@ import pickle
 import signal
 import sys
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from tests.processes import SECONDS, pool
+from tests.processes import SECONDS, pool, shared
 from xbm.integrations.torch import XBM, checkpoint
 
 DTYPES = ["float32", "bfloat16", "float16", "float64", "int64", "bool"]
@@ -29,8 +28,7 @@ DTYPES = ["float32", "bfloat16", "float16", "float64", "int64", "bool"]
 @pytest.fixture(scope="module")
 def pools():
     """Return 2 and 4 ranks, and this process."""
-    with ExitStack() as stack:
-        yield {1: Here(), **{size: stack.enter_context(pool(size)) for size in (2, 4)}}
+    return {1: Here(), 2: shared(2), 4: shared(4)}
 
 
 class Here:
@@ -234,11 +232,8 @@ def test_what_cannot_be_saved_is_refused_unwritten(tmp_path, state, problem):
 def own():
     """Return a state of a rank's own: names that all have, and one that no other has."""
     rank = dist.get_rank()
-    return {
-        "all": {"tensor": torch.tensor(rank), "value": rank},
-        f"rank {rank}": torch.tensor(rank),
-        f"value {rank}": rank,
-    }
+    everyones = {"one": torch.tensor(rank), "another": torch.tensor(rank), "value": rank}
+    return {"all": everyones, f"rank {rank}": torch.tensor(rank), f"value {rank}": rank}
 
 
 def save_and_load_own(folder):
@@ -251,7 +246,7 @@ def save_and_load_own(folder):
 def test_of_what_all_have_rank_0s_is_kept(pools, tmp_path):
     first, *others = pools[4].run(save_and_load_own, tmp_path)
     for rank, found in enumerate(others, 1):
-        assert found["all"] == first["all"] == {"tensor": ("torch.int64", 0), "value": 0}
+        assert found["all"] == first["all"] == {"one": ("torch.int64", 0), "another": ("torch.int64", 0), "value": 0}
         assert found[f"rank {rank}"] == ("torch.int64", rank)
         assert found[f"value {rank}"] == rank
 

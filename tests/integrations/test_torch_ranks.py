@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.pair_losses import BY_NAME
-from tests.processes import pool
+from tests.processes import shared
 from tests.strategies import named
 from xbm import PairLoss
 from xbm.integrations.torch import XBM
@@ -20,14 +20,7 @@ TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
 
 @pytest.fixture(scope="module", params=[2, 4])
 def ranks(request):
-    with pool(request.param, seconds=30) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def two():
-    with pool(2, seconds=30) as started:
-        yield started
+    return shared(request.param)
 
 
 @st.composite
@@ -102,7 +95,7 @@ def check(ranks, history, options, *, sharded):
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["replicated", "sharded"])
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10)
 @given(data=st.data())
 def test_ranks_are_one_process(ranks, sharded, data):
     history = data.draw(histories(ranks.size))
@@ -115,9 +108,9 @@ def test_ranks_are_one_process(ranks, sharded, data):
 
 
 @pytest.mark.parametrize("options", BY_NAME, ids=named)
-def test_every_loss_and_miner(two, options):
+def test_every_loss_and_miner(options):
     """Those that merge by blocks sharded as well; the others refuse, by name."""
-    rng = np.random.default_rng(0)
+    rng, two = np.random.default_rng(0), shared(2)
 
     def batch():
         x, labels = rng.normal(size=(6, DIM)), rng.integers(3, size=6)

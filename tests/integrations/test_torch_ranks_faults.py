@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.processes import answer, pool
+from tests.processes import answer, pool, shared
 from xbm.integrations.torch import XBM
 from xbm.memory import MemoryState
 
@@ -19,8 +19,7 @@ DIM, CAPACITY = 4, 16
 
 @pytest.fixture(scope="module")
 def ranks():
-    with pool(2, seconds=30) as started:
-        yield started
+    return shared(2)
 
 
 def batch(seed, n=6):
