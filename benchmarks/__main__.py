@@ -1,4 +1,4 @@
-"""The command: `python -m benchmarks [step] [losses] [enqueue] [libraries] [memory] [retrieval]`, or all."""
+"""The command: `python -m benchmarks [step] [losses] [enqueue] [libraries] [memory] [retrieval] [ranks]`, or all."""
 
 import json
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import click
 import torch
 from rich.console import Console
 
-from benchmarks import enqueue, libraries, machine, memory, retrieval, step
+from benchmarks import enqueue, libraries, machine, memory, ranks, retrieval, step
 from benchmarks import losses as every_loss
 from benchmarks.data import CLASSES
 from xbm import losses
@@ -20,6 +20,7 @@ BENCHMARKS = {
     "libraries": libraries,
     "memory": memory,
     "retrieval": retrieval,
+    "ranks": ranks,
 }
 
 
@@ -42,6 +43,7 @@ class Options:
     peak_batch: int
     items: int
     features: int
+    ranks: tuple[int, ...]
 
 
 def several(kind, low, high=None):
@@ -82,6 +84,7 @@ count = click.IntRange(min=1)
 @click.option("--items", default=60_000, type=click.IntRange(min=3), help="Rows to search, for retrieval.")
 @click.option("--features", default=512, type=count, help="D, for retrieval.")
 @click.option("--searches", default=2, type=count, help="Rounds, for retrieval.")
+@click.option("--ranks", default="2,4", callback=several(int, 1), help="Processes, beside one.")
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
 @click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write every figure to a file.")
 def main(names, markdown, path, **options):

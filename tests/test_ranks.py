@@ -10,9 +10,9 @@ from tests.pair_losses import MINED, HardestNegatives, SoftTriplets
 from tests.ranks import Threads, together
 from tests.strategies import named
 from tests.table import BACKENDS
-from xbm.memory import MemoryState
+from xbm.memory import MemoryState, of_shard
 from xbm.objective import REPORT
-from xbm.ranks import Shard
+from xbm.ranks import Ranks, Shard
 
 DIM = 16
 COMPILES = any(row.compiles for row in BACKENDS)
@@ -48,7 +48,7 @@ def parts(rng, ranks, *, labels=True, ids=True, keys=False):
         if labels:
             one["labels"] = rng.integers(3, size=n)
         if ids:
-            one["ids"] = rng.integers(-1, 12, size=n)
+            one["ids"] = rng.integers(-1, 9, size=n)
         if keys:
             one["keys"] = rng.normal(size=(n, DIM))
         one["enqueue"] = rng.random(n) < 0.8
@@ -80,7 +80,7 @@ def whole(backend, found, *, sharded):
 
 
 @pytest.mark.parametrize(("sharded", "options"), CASES, ids=named_case)
-@settings(max_examples=1 if COMPILES else 3)
+@settings(max_examples=1 if COMPILES else 5)
 @given(
     given_ones=st.sampled_from([{}, {"labels": False}, {"keys": True, "ids": False}]),
     seed=st.integers(0, 2**32 - 1),
@@ -117,6 +117,33 @@ def test_ranks_are_one_process(backend, sharded, options, given_ones, seed):
             if getattr(expected, name) is not None:
                 gradient = np.concatenate([backend.numpy(getattr(result, name)) for result in results])
                 np.testing.assert_allclose(gradient, backend.numpy(getattr(expected, name)), rtol=1e-7, atol=1e-12)
+
+
+@given(stored=st.integers(0, 20))
+def test_the_rows_of_shards_are_in_the_memorys_order(backend, stored):
+    labels = 1 + np.arange(stored)  # 0 stands in empty slots
+    state = xbm.init(capacity=6, dim=1, xp=backend.xp)
+    for label in labels:
+        row = backend.array(np.ones((1, 1), np.float32)), backend.array(np.asarray([label]))
+        state = xbm.enqueue(state, *row)
+    slots = backend.numpy(state.labels)
+    for index in range(3):
+        columns = {name: getattr(state, name)[2 * index : 2 * index + 2, ...] for name in MemoryState._fields[:4]}
+        found = xbm.rows(of_shard(state._replace(**columns), Shard(index, 3)))
+        mine = [label for label in labels[-6:] if label in slots[2 * index : 2 * index + 2]]
+        assert backend.numpy(found.labels).tolist() == mine
+
+
+def test_a_shard_reads_its_newest_rows_for_the_drift(backend):
+    """Of rows of one sample in slots 0 to 3 of 8, the next to be written is 6: the newest is in slot 3."""
+    state = xbm.init(capacity=4, dim=1, dtype=backend.xp.float64, xp=backend.xp)
+    for value in range(4):
+        row = backend.array(np.asarray([[value]], np.float64)), backend.array(np.asarray([0]))
+        state = xbm.advance(xbm.enqueue(state, *row, ids=backend.array(np.asarray([7]))))
+    state = state._replace(cursor=backend.array(np.asarray(6)), count=backend.array(np.asarray(8)))
+    new = backend.array(np.asarray([[3.0]])), backend.array(np.asarray([7]))
+    found = xbm.drift.returning(state, *new, Ranks(size=2, sharded=True))
+    assert (float(found.distance), float(found.age)) == (0.0, 1.0)
 
 
 def test_a_shard_knows_its_slots(backend):

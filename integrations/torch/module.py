@@ -1,7 +1,9 @@
 """The PyTorch module: the core's step over a memory in buffers, its gradient attached to autograd."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
+from zlib import crc32
 
 import torch
 import torch.distributed as dist
@@ -26,6 +28,10 @@ class XBM(Memory):
     L = (1/B) sum_i (L_i^batch + weight L_i^memory). Keep it beside the encoder, not inside it: an exported encoder
     then holds no memory. Saved and loaded with `state_dict`, training resumes exactly. A deep copy, such as an average
     of weights starts from, has the options and an empty memory.
+
+    Once `torch.distributed` is initialised, a call in training mode is a call on all ranks, and all batches go into one
+    memory, in rank order. The loss is that of the concatenated batch; the gradient of a rank's embeddings is multiplied
+    by the number of ranks, since DDP and FSDP average. Keep it outside of DDP, or on DDP's list of buffers to ignore.
 
     Parameters
     ----------
@@ -200,7 +206,8 @@ class XBM(Memory):
         TypeError, ValueError
             If an input does not fit; nothing has been stored or counted then.
         RuntimeError
-            If activation checkpointing runs it once more during backward, which would store the batch twice.
+            If activation checkpointing runs it once more during backward, which would store the batch twice; if another
+            rank refuses its batch, has died or does not answer; or if somebody has broadcast the memory's buffers.
         """
         state = self._state(getattr(embeddings, "device", "cpu"), begin=self.training)
         given: dict[str, Any] = {"ids": ids, "enqueue": enqueue, "keys": keys, "key_labels": key_labels}
@@ -221,7 +228,9 @@ class XBM(Memory):
         """Return who a call is made with."""
         if not is_initialized() or dist.get_world_size(self.group) == 1:
             return ALONE
-        facts: dict[str, int | torch.Tensor] = {"capacity": self.capacity, "dim": self.dim}
+        options = crc32(re.sub(" at 0x[0-9a-f]+", "", self.extra_repr()).encode())  # the addresses of functions differ
+        facts: dict[str, int | torch.Tensor] = {"capacity": self.capacity, "dim": self.dim, "shard": self.shard.shards}
+        facts["options (checksum)"] = options
         facts |= {name: getattr(state, name) for name in ("step", "cursor", "count")}
         sharded = self.shard.shards > 1
         return Together(self.group, self.embeddings.device, sharded=sharded, facts=facts, marker=self.marker)

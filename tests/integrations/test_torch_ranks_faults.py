@@ -111,21 +111,39 @@ def test_rows_that_are_not_finite_are_skipped_on_all(ranks):
         assert memory["embeddings"].isfinite().all()
 
 
+OTHERS = {
+    "capacity": {"capacity": 2 * CAPACITY},
+    "dim": {"dim": 2 * DIM},
+    "shard": {"shard": True},
+    "loss": {"loss": "supcon"},
+    "dtype": {"dtype": torch.bfloat16},
+}
+
+
 def differing(change):
-    options = {"capacity": CAPACITY, "dim": DIM}
-    if dist.get_rank() == 1 and change in options:
-        options[change] *= 2
-    module = XBM(warmup=0, **options)
+    """Make one rank's memory another one; return what the first call raises."""
+    options = {"capacity": CAPACITY, "dim": DIM, "warmup": 0, "match": lambda a, b: a[:, None] == b[None, :]}
+    module = XBM(**options | (OTHERS.get(change, {}) if dist.get_rank() == 1 else {}))
     if dist.get_rank() == 1 and change == "step":
         module.step += 3
     return refusal(lambda: module(torch.randn(5, module.dim), torch.arange(5)))
 
 
-@pytest.mark.parametrize(("change", "told"), [("capacity", "16, 32"), ("dim", "4, 8"), ("step", "0, 3")])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("capacity", "the same capacity, got 16, 32 in rank order"),
+        ("dim", "the same dim, got 4, 8 in rank order"),
+        ("step", "the same step, got 0, 3 in rank order"),
+        ("shard", "the same shard, got 1, 2 in rank order"),
+        ("loss", "the same options"),
+        ("dtype", "the same options"),
+    ],
+)
 def test_memories_that_differ_are_found_at_the_first_step(ranks, change, told):
     for kind, text in ranks.run(differing, change):
         assert kind == "ValueError"
-        assert f"must have the same {change}, got {told} in rank order" in text
+        assert told in text
 
 
 def encoder():
@@ -176,8 +194,11 @@ class Both(torch.nn.Module):
         return self.xbm(self.encoder(x), labels)
 
 
-def inside_ddp(ignored):
-    wrapped = DistributedDataParallel(Both(ignored))
+def inside_ddp(ignored, made_before=False):
+    both = Both(ignored)
+    if made_before:  # the ranks met
+        both.xbm.marker.fill_(-1)
+    wrapped = DistributedDataParallel(both)
     raised = refusal(lambda: [wrapped(*own_batch(step)).backward() for step in range(3)])
     return raised, held(wrapped.module.xbm)
 
@@ -186,6 +207,9 @@ def test_a_memory_that_ddp_would_broadcast_is_refused(ranks):
     for raised, memory in ranks.run(inside_ddp, False):
         assert "the memory's buffers were broadcast" in raised[1]
         assert memory["count"] == 0
+    for raised, memory in ranks.run(inside_ddp, False, True):  # before its second step
+        assert "the memory's buffers were broadcast" in raised[1]
+        assert memory["step"] == 1
     (ok, one), (_, other) = ranks.run(inside_ddp, True)
     assert ok is None
     assert one["count"] == CAPACITY
@@ -228,16 +252,17 @@ def test_a_sharded_memory_is_evaluated_by_all(ranks):
 
 def filled(sharded):
     module = XBM(DIM, CAPACITY, warmup=0, shard=sharded)
-    loader = [own_batch(step, n=2) for step in range(1 + 2 * dist.get_rank())]  # of unequal lengths
+    loader = [(*own_batch(step, n=2), torch.arange(2)) for step in range(1 + 2 * dist.get_rank())]  # of unequal lengths
     offered = module.fill(lambda x: x, loader)
-    return offered, module.labels, int(module.count), int(module.step)
+    return offered, module.labels, module.ids, int(module.count), int(module.step)
 
 
 def test_filling_from_loaders_of_unequal_lengths(ranks):
     expected = torch.cat([batch(0, 2)[1], batch(1, 2)[1], batch(11, 2)[1], batch(21, 2)[1]])
-    for offered, labels, count, step in ranks.run(filled, False):
+    for offered, labels, ids, count, step in ranks.run(filled, False):
         assert (offered, count, step) == (8, 8, 0)
         torch.testing.assert_close(labels[:8], expected)
+        assert ids[:8].tolist() == [0, 1] * 4
     found = ranks.run(filled, True)
     torch.testing.assert_close(torch.cat([labels for _, labels, *_ in found])[:8], expected)
 
