@@ -204,18 +204,18 @@ class Objective:
         batch, ranks = group.meet(lambda: self._read(state, x, labels, **given))
         batch = batch.gathered(ranks)
         keep, bad, placement = self._placed(state, batch, ranks)
-        needed = keys is None or labels is None
+        needed = batch.keys is None or batch.labels is None
         slots = placing.own_slots(state, keep, placement) if needed else None
         batch = batch.labelled(slots, placement.capacity)
         # Before anything changes: a loss may raise.
         in_batch = self._batch_term(batch, state.step, ranks, gradient=True)
         moved = None
-        if ids is not None:
+        if batch.ids is not None:
             moved = drift.returning(state, batch.stored, batch.ids, ranks)
             later = ops.after(placement.slots, moved.distance)  # old rows are read by now
             placement = placement._replace(slots=later)
         state = memory.write(state, batch.stored, batch.stored_labels, batch.ids, keep, bad, placement)
-        own = slots if keys is None else None
+        own = slots if batch.keys is None else None
         in_memory = self._memory_term(state, batch, own, ranks, gradient=True)
         return self._joined(memory.advance(state), batch, in_batch, in_memory, moved, ranks, gradient=True)
 
@@ -240,7 +240,8 @@ class Objective:
         given = {"ids": ids, "keys": keys, "key_labels": key_labels, "enqueue": enqueue}
         batch, ranks = group.meet(lambda: self._read(state, x, labels, **given))
         batch = batch.gathered(ranks).labelled(None, state.labels.shape[0] * ranks.shard.shards)
-        wanted = gradient or any(ops.may_differentiate(one) for one in (x, keys) if one is not None)  # by the loss
+        by_loss = any(ops.may_differentiate(one) for one in (x, keys) if one is not None)
+        wanted = gradient or by_loss or ranks.size > 1  # or ranks would do different things
         in_batch = self._batch_term(batch, state.step, ranks, gradient=wanted)
         in_memory = self._memory_term(state, batch, None, ranks, gradient=wanted)
         result = self._joined(state, batch, in_batch, in_memory, None, ranks, gradient=wanted)

@@ -58,10 +58,10 @@ class Spread(ABC):
             If a reduction is no NamedTuple of arrays (N, ...).
         """
         for name, one in summaries.items():
-            if not hasattr(one, "_fields"):
+            if not hasattr(one, "_fields") or not all(getattr(leaf, "shape", ()) for leaf in _leaves({name: one})):
                 raise TypeError(
                     f"the reduction {name!r} must be a NamedTuple of arrays (B, ...) to be joined over ranks, got "
-                    f"{type(one).__name__}"
+                    f"{one!r:.80}"
                 )
         if not summaries:
             return summaries

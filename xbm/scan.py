@@ -67,10 +67,12 @@ def scan(
     """
     xp, ops = backends.of(anchors)
     every_anchor = xp.arange(ops.length(anchors), device=device_of(anchors))
-    part, slot, merge = ranks.part(rows.shape[0]), ranks.shard.first(rows.shape[0]), ranks.queries.merge
-    size = block_rows if isinstance(loss, PairLoss) else rows.shape[0]
+    M, part, merge = rows.shape[0], ranks.part(rows.shape[0]), ranks.queries.merge
+    slot, size = ranks.shard.first(M), block_rows if isinstance(loss, PairLoss) else M
     if isinstance(loss, PairLoss) and part is not None:
         slot = slot + part.start
+        if part.start == part.stop:  # more ranks than rows: the first stands in for a row beyond the last
+            slot, part = M, slice(0, 1)
         rows, columns = rows[part, :], tuple(column[part] for column in columns)
     limit = None if limit is None else max(limit - slot, 1)  # there is something to visit
 
@@ -91,7 +93,8 @@ def scan(
         def whole(block: Block, V: Array) -> tuple[Array, _Weighed]:
             value, W = loss.whole(block)
             if part is not None:
-                W, V = W[:, part], V[part, :]
+                some = part.start < part.stop
+                W, V = (W[:, part], V[part, :]) if some else (xp.zeros_like(W[:, :1]), V[:1, :])
             return value, (_weigh(W, V) if gradient else _Weighed(None, None))
 
         value, weighed = walk_blocks(whole)

@@ -1,8 +1,10 @@
 """The PyTorch module: the core's step over a memory in buffers, its gradient attached to autograd."""
 
-import re
+import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
+from dataclasses import is_dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 from zlib import crc32
 
 import torch
@@ -150,8 +152,9 @@ class XBM(Memory):
                 self.add_module(name, function)
         figures = torch.full((len(REPORT),), torch.nan, device=device)
         self.register_buffer("figures", figures, persistent=False)
-        rank = dist.get_rank(group) if is_initialized() else -1  # made before the ranks meet
-        self.register_buffer("marker", torch.asarray([rank], device=device), persistent=False)  # if broadcast, it shows
+        # A number of this process in a buffer and beside it: who broadcasts the buffers gives itself away.
+        self._mark = int.from_bytes(os.urandom(7))
+        self.register_buffer("marker", torch.tensor([self._mark], device=device), persistent=False)
 
     @property
     def report(self) -> Report:
@@ -213,27 +216,42 @@ class XBM(Memory):
         given: dict[str, Any] = {"ids": ids, "enqueue": enqueue, "keys": keys, "key_labels": key_labels}
         if self.training:
             _refuse_recomputation()
-            result = self.objective.step(state, embeddings, labels, **given, group=self._group(state))
+            result = self.objective.step(state, embeddings, labels, **given, group=self._group(state, "train"))
             self._keep(result.state)
             self.figures.copy_(result.report)
         else:
-            group = self._group(state) if self.shard.shards > 1 else ALONE
+            group = self._group(state, "evaluate")
             result = self.objective.evaluate(state, embeddings, labels, **given, group=group)
         return result.loss
 
     if TYPE_CHECKING:
         __call__ = forward  # nn.Module's own takes and returns anything
 
-    def _group(self, state: MemoryState) -> Group:
+    def _group(self, state: MemoryState, mode: str) -> Group:
         """Return who a call is made with."""
-        if not is_initialized() or dist.get_world_size(self.group) == 1:
-            return ALONE
-        options = crc32(re.sub(" at 0x[0-9a-f]+", "", self.extra_repr()).encode())  # the addresses of functions differ
-        facts: dict[str, int | torch.Tensor] = {"capacity": self.capacity, "dim": self.dim, "shard": self.shard.shards}
-        facts["options (checksum)"] = options
-        facts |= {name: getattr(state, name) for name in ("step", "cursor", "count")}
+        rank, size = (dist.get_rank(self.group), dist.get_world_size(self.group)) if is_initialized() else (0, 1)
         sharded = self.shard.shards > 1
-        return Together(self.group, self.embeddings.device, sharded=sharded, facts=facts, marker=self.marker)
+        if sharded and self.shard != (rank, size):
+            raise RuntimeError(
+                f"this memory is shard {self.shard.index} of {self.shard.shards}, and this process is rank {rank} of "
+                f"{size}: make it anew in the process group that it is used in, and load its state"
+            )
+        if size == 1 or (mode == "evaluate" and not sharded):
+            return ALONE
+        facts: dict[str, int | torch.Tensor] = {"capacity": self.capacity, "dim": self.dim, "shard": self.shard.shards}
+        facts["mode (0 evaluation, 1 training, 2 fill)"] = ("evaluate", "train", "fill").index(mode)
+        facts["options (a checksum: compare what print(xbm) shows)"] = self._options()
+        facts |= {name: getattr(state, name) for name in ("step", "cursor", "count")}
+        broadcast = self.marker != self._mark
+        return Together(self.group, state.embeddings.device, sharded=sharded, facts=facts, broadcast=broadcast)
+
+    def _options(self) -> int:
+        """Return a checksum of the options, as far as they are values; what is a function has the same name."""
+        o = self.objective
+        values = (o.weight, o.warmup, o.in_batch, o.normalize, o.copies, o.on_nonfinite, o.ignore_label)
+        parts = [repr(one) if is_dataclass(one) else type(one).__name__ for one in (o.loss, *o.miners)]
+        functions = [getattr(one, "__qualname__", type(one).__name__) for one in (o.match, o.pair_weights)]
+        return crc32(repr((values, parts, functions, str(self.embeddings.dtype))).encode())
 
     def clear(self) -> None:
         """Empty the memory and the report. Steps and skipped rows count on: a warm-up that is over stays over."""
@@ -265,49 +283,61 @@ class XBM(Memory):
         """
         device, offered, batches = self._state().embeddings.device, 0, iter(loader)
         while offered < self.capacity:
-            group, batch = self._group(self._state()), next(batches, None)
+            group, batch = self._group(self._state(), "fill"), next(batches, None)
             if all(group.share(batch is None)):
                 break
-            encode: Callable[[Any], torch.Tensor] = encoder
-            if batch is None:  # while other ranks still have some
-                batch, encode = (torch.empty(0, self.dim), torch.empty(0, dtype=torch.int64)), torch.nn.Identity()
-            if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
-                raise TypeError(
-                    f"loader must yield (inputs, labels) or (inputs, labels, ids), got {type(batch).__name__}"
-                )
-            inputs, labels, ids = (*(one.to(device) if hasattr(one, "to") else one for one in batch), None)[:3]
-            with torch.no_grad():
-                x = encode(inputs)
+            try:
+                x, labels, ids = self._encoded(encoder, batch, device)
+            except Exception as error:
+                group.meet(partial(_raise, error))  # tells the other ranks
+                raise
             self._keep(self.objective.store(self._state(), x, labels, ids=ids, group=group))
             offered += sum(group.share(labels.shape[0]))
         return offered
+
+    def _encoded(
+        self, encoder: Callable[[Any], torch.Tensor], batch: Sequence[Any] | None, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return a loader's batch as embeddings, labels and ids; nothing where other ranks alone have one."""
+        if batch is None:
+            return torch.empty(0, self.dim, device=device), torch.empty(0, dtype=torch.int64, device=device), None
+        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+            raise TypeError(f"loader must yield (inputs, labels) or (inputs, labels, ids), got {type(batch).__name__}")
+        inputs, labels, ids = (*(one.to(device) if hasattr(one, "to") else one for one in batch), None)[:3]
+        with torch.no_grad():
+            return encoder(inputs), labels, ids
 
     def extra_repr(self) -> str:
         """Return the options, for `print(module)`."""
         o = self.objective
         relation = ("match", "pair_weights", "ignore_label")
         given = [f", {name}={getattr(o, name)!r}" for name in relation if getattr(o, name) is not None]
+        shard = f", shard {self.shard.index} of {self.shard.shards}" if self.shard.shards > 1 else ""
         return (
             f"dim={self.dim}, capacity={self.capacity}, loss={o.loss!r}, miner={o.miner!r}, weight={o.weight}, "
             f"warmup={o.warmup}, in_batch={o.in_batch}, normalize={o.normalize}, dtype={self.embeddings.dtype}, "
-            f"copies={o.copies!r}, on_nonfinite={o.on_nonfinite!r}{''.join(given)}"
+            f"copies={o.copies!r}, on_nonfinite={o.on_nonfinite!r}{''.join(given)}{shard}"
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return a copy without the rows, and without their figures."""
         twin = super().__deepcopy__(memo)
         twin.figures = torch.full_like(self.figures, torch.nan)
-        twin.marker = torch.full_like(self.marker, -1)
+        twin.marker = torch.full_like(self.marker, twin._mark)
         return twin
 
     def _renewed(self) -> None:
-        """Forget the figures of before, and whom it has met."""
+        """Forget the figures of before."""
         device = self.embeddings.device
         if self.figures.device != device:
             self.figures = torch.empty(len(REPORT), device=device)
             self.marker = torch.empty(1, dtype=torch.int64, device=device)
         self.figures.fill_(torch.nan)
-        self.marker.fill_(-1)
+        self.marker.fill_(self._mark)
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 def _refuse_recomputation() -> None:

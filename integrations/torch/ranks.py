@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from xbm.batch import Batch
 
 TOLD = 400  # characters of a refusal that the other ranks are told
-INTEGERS = {"labels": torch.int64, "ids": torch.int64, "enqueue": torch.bool}
-OPTIONAL = (*INTEGERS, "keys", "float64")  # what all ranks give, or none
+PARTS = {"labels": "anchors", "stored_labels": "rows", "ids": "anchors", "enqueue": "rows", "float64": "either"}
+"""What all ranks give that bring any of these, or none of them."""
 
 
 def is_initialized() -> bool:
@@ -35,8 +35,8 @@ class Together:
         Whether each rank holds a part of the memory.
     facts : dict of str to int or () integer tensor
         What must be the same on all ranks, by the name that an error gives it.
-    marker : (1,) integer tensor
-        This rank's number, or -1 before its first call, unless somebody has broadcast the module's buffers.
+    broadcast : (1,) bool tensor
+        Whether this rank's buffers were replaced by those of another.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class Together:
         *,
         sharded: bool,
         facts: dict[str, int | torch.Tensor],
-        marker: torch.Tensor,
+        broadcast: torch.Tensor,
     ) -> None:
-        self.group, self.device, self.sharded, self.facts, self.marker = group, device, sharded, facts, marker
+        self.group, self.device, self.sharded, self.facts, self.broadcast = group, device, sharded, facts, broadcast
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     def meet(self, read: Callable[[], "Batch"]) -> tuple["Batch", Ranks]:
@@ -58,13 +58,12 @@ class Together:
             batch = read()
         except Exception as error:  # told to the others, then raised
             refusal = error
-        table = self._table({"refused": refusal is not None, **_of_batch(batch), **self.facts, "marker": self.marker})
-        if batch is None:
+        table = self._table(
+            {"refused": refusal is not None, **_of_batch(batch), **self.facts, "broadcast": self.broadcast}
+        )
+        if batch is None or any(table["refused"]):
             self._refuse(refusal, table["refused"])
-        if any(table["refused"]):
-            self._refuse(None, table["refused"])
         self._compare(table)
-        self.marker.fill_(self.rank)
         batch = self._alike(batch, table)
         queries, keys, each = (ProcessSpread(self, n) for n in (table["anchors"], table["rows"], [1] * self.size))
         return batch, Ranks(queries, keys, each, self.rank, self.size, self.sharded, float(self.size))
@@ -116,7 +115,7 @@ class Together:
                     f"the memories of all ranks must have the same {name}, got {', '.join(map(str, table[name]))} in "
                     f"rank order"
                 )
-        if table["marker"] not in (list(range(self.size)), [-1] * self.size):
+        if any(table["broadcast"]):
             raise RuntimeError(
                 "the memory's buffers were broadcast: DistributedDataParallel does that at every step with a module "
                 "that it wraps. Keep XBM outside of it, or put its buffers on DDP's list of what to ignore"
@@ -124,20 +123,25 @@ class Together:
 
     def _alike(self, batch: "Batch", table: dict[str, list[int]]) -> "Batch":
         """Return the batch with what all ranks give: one that brings no rows gives what the others give."""
-        bring = [rank for rank, n in enumerate(table["anchors"]) if n] or [0]
-        for name in OPTIONAL:
-            asked = range(self.size) if name == "keys" else bring
-            given = [rank for rank in asked if table[name][rank]]
-            if len(given) not in (0, len(asked)):
+        if len(set(table["keys"])) > 1:
+            raise ValueError(f"keys must come from all {self.size} ranks or none, got {table['keys']} in rank order")
+        for name, of in PARTS.items():
+            bring = [rank for rank, n in enumerate(table[of]) if n] or [0]
+            given = [rank for rank in bring if table[name][rank]]
+            if given and given != bring:
                 raise ValueError(f"{name} must come from all {self.size} ranks or none, got it from {given} alone")
-        if self.rank in bring or batch.keys is not None:
-            return batch
-        labels, ids, enqueue = (
-            torch.empty(0, dtype=dtype, device=self.device) if table[name][bring[0]] else None
-            for name, dtype in INTEGERS.items()
-        )
-        z = batch.z.to(torch.float64 if table["float64"][bring[0]] else torch.float32)
-        return batch._replace(labels=labels, stored_labels=labels, ids=ids, enqueue=enqueue, z=z, stored=z)
+            if self.rank not in bring:
+                batch = self._with(batch, name, bool(given))
+        return batch
+
+    def _with(self, batch: "Batch", name: str, given: bool) -> "Batch":
+        """Return a batch that brings no rows with or without one of its parts."""
+        if name == "float64":
+            wide = torch.float64 if given else torch.float32
+            return batch._replace(z=batch.z.to(wide), stored=batch.stored.to(wide))
+        dtype = torch.bool if name == "enqueue" else torch.int64
+        part: dict[str, Any] = {name: torch.empty(0, dtype=dtype, device=self.device) if given else None}
+        return batch._replace(**part)
 
     @contextmanager
     def _naming(self, what: str) -> Iterator[None]:
@@ -146,17 +150,18 @@ class Together:
             yield
         except RuntimeError as error:  # also of backends, and timeouts
             raise RuntimeError(
-                f"XBM's {self.size} ranks could not {what} (this is rank {self.rank}): one of them has died, hangs, or "
-                f"does not call XBM as often as the others. {error}"
+                f"XBM's {self.size} ranks could not {what} (this is rank {self.rank}): one of them has raised an "
+                f"error, died, hangs, or does not call XBM as often as the others. {error}"
             ) from error
 
 
 def _of_batch(batch: "Batch | None") -> dict[str, int | torch.Tensor]:
     """Return what a rank tells of its batch: how many rows, and what was given with them."""
     if batch is None:
-        return dict.fromkeys(("anchors", "rows", *OPTIONAL), 0)
-    given = {name: getattr(batch, name) is not None for name in (*INTEGERS, "keys")}
-    return {"anchors": len(batch.z), "rows": len(batch.stored), **given, "float64": batch.z.dtype == torch.float64}
+        return dict.fromkeys(("anchors", "rows", "either", "keys", *PARTS), 0)
+    given = {name: getattr(batch, name, None) is not None for name in ("keys", *PARTS)}
+    n, k, wide = len(batch.z), len(batch.stored), batch.z.dtype == torch.float64
+    return {"anchors": n, "rows": k, "either": n + k, **given, "float64": wide}
 
 
 class ProcessSpread(Spread):

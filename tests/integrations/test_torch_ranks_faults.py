@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 import time
 
 import numpy as np
@@ -117,13 +118,16 @@ OTHERS = {
     "shard": {"shard": True},
     "loss": {"loss": "supcon"},
     "dtype": {"dtype": torch.bfloat16},
+    "mode": {"shard": True},
 }
 
 
 def differing(change):
     """Make one rank's memory another one; return what the first call raises."""
     options = {"capacity": CAPACITY, "dim": DIM, "warmup": 0, "match": lambda a, b: a[:, None] == b[None, :]}
-    module = XBM(**options | (OTHERS.get(change, {}) if dist.get_rank() == 1 else {}))
+    module = XBM(**options | (OTHERS.get(change, {}) if dist.get_rank() == 1 or change == "mode" else {}))
+    if change == "mode":  # of a sharded memory, which all evaluate together
+        module.train(dist.get_rank() == 0)
     if dist.get_rank() == 1 and change == "step":
         module.step += 3
     return refusal(lambda: module(torch.randn(5, module.dim), torch.arange(5)))
@@ -138,6 +142,7 @@ def differing(change):
         ("shard", "the same shard, got 1, 2 in rank order"),
         ("loss", "the same options"),
         ("dtype", "the same options"),
+        ("mode", "the same mode (0 evaluation, 1 training, 2 fill), got 1, 0"),
     ],
 )
 def test_memories_that_differ_are_found_at_the_first_step(ranks, change, told):
@@ -194,11 +199,8 @@ class Both(torch.nn.Module):
         return self.xbm(self.encoder(x), labels)
 
 
-def inside_ddp(ignored, made_before=False):
-    both = Both(ignored)
-    if made_before:  # the ranks met
-        both.xbm.marker.fill_(-1)
-    wrapped = DistributedDataParallel(both)
+def inside_ddp(ignored):
+    wrapped = DistributedDataParallel(Both(ignored))
     raised = refusal(lambda: [wrapped(*own_batch(step)).backward() for step in range(3)])
     return raised, held(wrapped.module.xbm)
 
@@ -207,13 +209,96 @@ def test_a_memory_that_ddp_would_broadcast_is_refused(ranks):
     for raised, memory in ranks.run(inside_ddp, False):
         assert "the memory's buffers were broadcast" in raised[1]
         assert memory["count"] == 0
-    for raised, memory in ranks.run(inside_ddp, False, True):  # before its second step
-        assert "the memory's buffers were broadcast" in raised[1]
-        assert memory["step"] == 1
     (ok, one), (_, other) = ranks.run(inside_ddp, True)
     assert ok is None
     assert one["count"] == CAPACITY
     assert not torch.equal(one["embeddings"], other["embeddings"])  # each its own shard, as it should be
+
+
+def with_an_empty_rank(kind, sharded):
+    """Let rank 1 bring no rows, and as little beside them as it may; return what comes of it."""
+    module = XBM(DIM, CAPACITY, warmup=0, dtype=torch.float64, shard=sharded)
+    if dist.get_rank() == 0:
+        calls = [whole_call(kind, step) for step in range(2)]
+    else:
+        keys = {"keys": torch.empty(0, DIM)} if "keys" in kind else {}
+        calls = [(torch.empty(0, DIM), torch.empty(0, dtype=torch.int64), keys)] * 2
+    losses = [module(x, labels, **more).item() for x, labels, more in calls]
+    return losses, list(module.report.values()), held(module)
+
+
+def whole_call(kind, step):
+    x, labels = batch(step)
+    parts = {"ids": labels + 3, "keys": batch(step + 10)[0].double(), "enqueue": labels > 0}
+    return x.double(), None if "no labels" in kind else labels, {name: parts[name] for name in parts if name in kind}
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("kind", [["ids"], ["keys"], ["keys", "ids", "no labels"], ["keys", "enqueue"]], ids="-".join)
+def test_a_rank_without_rows_need_bring_no_more(ranks, kind, sharded):
+    module = XBM(DIM, CAPACITY, warmup=0, dtype=torch.float64)
+    expected = [module(x, labels, **more).item() for x, labels, more in (whole_call(kind, step) for step in range(2))]
+    found = ranks.run(with_an_empty_rank, kind, sharded)
+    for losses, report, _ in found:
+        assert losses == pytest.approx(expected, rel=1e-9)
+        assert report == pytest.approx(list(module.report.values()), rel=1e-5, nan_ok=True)
+    labels = [memory["labels"] for *_, memory in found]
+    assert torch.equal(torch.cat(labels) if sharded else labels[1], module.labels)
+
+
+def more_ranks_than_rows(loss):
+    module = XBM(DIM, 1, loss, warmup=0, dtype=torch.float64)
+    if dist.is_initialized():
+        calls = [own_batch(step) for step in range(2)]
+    else:
+        calls = [[torch.cat(both) for both in zip(batch(10 * s), batch(10 * s + 1), strict=True)] for s in range(2)]
+    return [module(x, labels).item() for x, labels in calls]
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "triplet"])
+def test_more_ranks_than_rows(ranks, loss):
+    expected = more_ranks_than_rows(loss)
+    for found in ranks.run(more_ranks_than_rows, loss):
+        assert found == pytest.approx(expected, rel=1e-9)
+
+
+def unlike_gradients():
+    """Evaluate a sharded memory where one rank alone wants a gradient."""
+    module = XBM(DIM, CAPACITY, warmup=0, shard=True)
+    x, labels = own_batch(0)
+    module(x, labels)
+    x.requires_grad_(dist.get_rank() == 0)
+    return module.eval()(x, labels).item()
+
+
+def test_one_rank_alone_may_want_a_gradient(ranks):
+    one, other = ranks.run(unlike_gradients)
+    assert one == other
+
+
+def elsewhere():
+    """Return a shard, pickled."""
+    module = XBM(DIM, CAPACITY, warmup=0, shard=True)
+    module(*own_batch(0))
+    twin = copy.deepcopy(module).eval()
+    return pickle.dumps(module), twin(*own_batch(0)).item(), refusal(lambda: module.fill(broken, [own_batch(0)]))
+
+
+def broken(x):
+    if dist.get_rank() == 1:
+        raise ArithmeticError("no embedding today")
+    return x
+
+
+def test_a_shard_is_refused_elsewhere_and_fill_tells_of_a_broken_encoder(ranks):
+    (one, _, told), (_, _, raised) = ranks.run(elsewhere)
+    with pytest.raises(
+        RuntimeError, match="this memory is shard 0 of 2, and this process is rank 0 of 1: make it anew"
+    ):
+        pickle.loads(one)(*batch(0))
+    assert raised == ("ArithmeticError", "no embedding today")
+    assert "rank 1 refused its batch" in told[1]
+    assert "no embedding today" in told[1]
 
 
 def evaluated_alone():
@@ -333,7 +418,7 @@ def test_a_rank_that_leaves_is_an_error_that_names_xbm(seconds):
         (kind, text), problem = answer(ranks.pipes[0])
     assert problem is None
     assert kind == "RuntimeError"
-    assert "XBM's 2 ranks could not tell each other what they bring (this is rank 0): one of them has died" in text
+    assert "XBM's 2 ranks could not tell each other what they bring (this is rank 0): one of them has raised" in text
 
 
 def states():

@@ -1,5 +1,6 @@
 """The command line."""
 
+import os
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
@@ -10,7 +11,7 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from xbm import __version__
-from xbm.experiments.errors import DivergenceError, InputError
+from xbm.experiments.errors import DivergenceError, InputError, LostError, ToldError
 from xbm.experiments.plan import (
     CURVE_POINTS,
     FRAMEWORKS,
@@ -44,6 +45,21 @@ class Finite(click.FloatRange):
         return number if isfinite(number) else self.fail(f"{value} is not a finite number", param, ctx)
 
 
+class OnRanks(click.Command):
+    """A command that several processes may run together: rank 0 says what any of them refuses, and all end alike."""
+
+    def make_context(self, *arguments, **options):
+        try:
+            return super().make_context(*arguments, **options)
+        except click.ClickException:
+            with _one_voice():
+                raise
+
+    def invoke(self, ctx):
+        with _one_voice():
+            return super().invoke(ctx)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="xbm")
 def main():
@@ -71,7 +87,7 @@ def demo(seed, steps, framework, out, quick):
         run(plan, framework=framework, quick=quick, out=out, console=_console())
 
 
-@main.command()
+@main.command(cls=OnRanks)
 @click.argument("data", required=False, type=EXISTING)
 @click.option("--out", type=FOLDER, required=True, help="Folder for config, metrics, report and checkpoint.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, as it began.")
@@ -130,7 +146,8 @@ def train(ctx, data, out, resume, **options):
     DATA is a folder of class folders, or an .npz of `images` and `labels`. The classes are split at random: half to
     train on, a tenth for the curve, the others to test once, at the end.
 
-    Ctrl-C and SIGTERM leave a checkpoint to go on from with --resume.
+    Ctrl-C and SIGTERM leave a checkpoint to go on from with --resume. Started by torchrun, several processes share
+    each batch.
     """
     if options["miner"] == "none":
         options["miner"] = None
@@ -144,12 +161,13 @@ def train(ctx, data, out, resume, **options):
         raise click.UsageError("Missing argument 'DATA', the pictures to train on.")
     _writable(out, make=not resume)
     with refusing():
-        from xbm.experiments import runs
+        from xbm.experiments import ranks, runs
 
+        console = _console(quiet=not ranks.first())
         if resume:
-            signal = runs.resume(out, {name: options[name] for name in again}, _console())
+            signal = runs.resume(out, {name: options[name] for name in again}, console)
         else:
-            signal = runs.begin(resolved(options), out, _console())
+            signal = runs.begin(resolved(options), out, console)
     if signal:
         ctx.exit(128 + signal)
 
@@ -188,9 +206,9 @@ def evaluate(run, data, classes, k, size, device, threads):
         evaluation.evaluate(file, data, **options, console=_console())
 
 
-def _console():
+def _console(*, quiet=False):
     """Return a console that prints what it is given: a path may hold what rich takes for markup."""
-    return Console(markup=False, emoji=False)
+    return Console(markup=False, emoji=False, quiet=quiet)
 
 
 class Refused(click.ClickException):
@@ -211,6 +229,30 @@ def refusing():
     except KeyboardInterrupt:
         click.echo("Stopped at once.", err=True)
         raise click.exceptions.Exit(130) from None
+
+
+@contextmanager
+def _one_voice():
+    """Join the other processes, if there are any; let rank 0 alone say why the run is refused, and all end with it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield
+        return
+    from xbm.experiments import ranks
+
+    try:
+        with ranks.joined():
+            try:
+                yield
+            except (click.ClickException, ToldError) as error:
+                told = isinstance(error, ToldError)
+                if ranks.first():
+                    (Refused(str(error)) if told else error).show()
+                if not told:
+                    ranks.refuse(error.format_message())
+                ranks.agree()  # or the launcher might end rank 0 before it has spoken
+                raise click.exceptions.Exit(Refused.exit_code) from error
+    except LostError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _writable(out, *, make=True):

@@ -7,3 +7,11 @@ class InputError(Exception):
 
 class DivergenceError(ArithmeticError):
     """A training broke down: its loss or its weights are not finite."""
+
+
+class LostError(Exception):
+    """Another process of the run is gone: the command line prints the sentence and exits with code 1."""
+
+
+class ToldError(Exception):
+    """Another process of the run refuses to go on, and has said why."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from xbm import __version__
-from xbm.experiments import checkpoint, pictures, report
+from xbm.experiments import checkpoint, pictures, ranks, report
 from xbm.experiments.errors import DivergenceError, InputError
 from xbm.experiments.evaluation import device_of
 from xbm.experiments.files import written_whole
@@ -27,7 +27,7 @@ QUERIES = 12  # shown in the report
 
 
 def begin(config, out, console):
-    """Begin a run in the folder `out` and see it through; return the signal that ended it, None if none did.
+    """Begin a run in the folder `out` and see it through; return the signal that ended it, 0 if none did.
 
     Raises
     ------
@@ -49,13 +49,15 @@ def begin(config, out, console):
     parts = {which: data.of(names) for which, names in classes.items()}
     del data  # the parts are copies
     training = _prepared(config, parts, console)
-    with written_whole(out / CONFIG) as file:
-        file.write(checkpoint.dumps(record, indent=1).encode())
+    ranks.agree()
+    if ranks.first():
+        with written_whole(out / CONFIG) as file:
+            file.write(checkpoint.dumps(record, indent=1).encode())
     return _see_through(training, record, parts, out, console)
 
 
 def resume(out, given, console):
-    """Go on with the run in the folder `out`; return the signal that ended it, None if none did.
+    """Go on with the run in the folder `out`; return the signal that ended it, 0 if none did.
 
     Parameters
     ----------
@@ -84,7 +86,7 @@ def resume(out, given, console):
             raise InputError(f"{asked} disagrees with the {began} of the run in {out}{why}: a run goes on as it began")
     if all((out / name).exists() for name in (METRICS, REPORT)):
         console.print(f"The run in {out} is finished: {values['step']} of {config.steps} steps.", soft_wrap=True)
-        return None
+        return 0
     with console.status("Reading the pictures"):
         data = pictures.load(config.data, size=config.size)
     with checkpoint.sound(out / checkpoint.NAME):
@@ -97,6 +99,7 @@ def resume(out, given, console):
             console.print(f"Begun with {began}, going on with {now}: not to the last bit.", soft_wrap=True)
         training = _prepared(config, parts, console)
         training.load(tensors, values)
+    ranks.agree()
     return _see_through(training, record, parts, out, console)
 
 
@@ -122,14 +125,20 @@ def _prepared(config, parts, console):
             f"a batch of {config.classes} x {config.instances} pictures is larger than the {len(ours.labels)} "
             f"there are to train on"
         )
+    if ranks.size() > 1 and batch < 2 * ranks.size():
+        raise InputError(
+            f"a batch of {config.classes} x {config.instances} pictures is too small for {ranks.size()} processes: "
+            f"each needs two of them"
+        )
     height, width = ours.images.shape[2:]
     if config.shift >= min(height, width):
         raise InputError(f"--shift {config.shift} moves pictures of {width} x {height} pixels out of sight")
     torch.set_num_threads(config.threads)
     torch.backends.cudnn.deterministic = True  # or a resumed run would not repeat what an uninterrupted one does
+    ranks.take_device(config.device)
     device_of(config.device)
     try:
-        return Training(config, ours, parts["validation"])
+        return Training(config, ours, parts["validation"], measures=ranks.first())
     except (TypeError, ValueError) as error:  # the library's own refusals, such as a reduction that a loss has not
         raise InputError(str(error)) from error
     except (RuntimeError, MemoryError) as error:
@@ -141,32 +150,37 @@ def _see_through(training, record, parts, out, console):
     config, file = training.plan, out / checkpoint.NAME
 
     def keep():
-        tensors, values = training.state()
-        checkpoint.write(file, tensors, record | values)
+        if ranks.first():
+            tensors, values = training.state()
+            checkpoint.write(file, tensors, record | values)
+        ranks.agree()
         return training.step
 
     with noted() as stop, bars(console) as progress:
-        kept = keep()
+        kept, ended = keep(), 0
+        training.engine.forward = ranks.averaging(training.engine.encoder)
         show = shown(training, progress, "with memory" if config.weight else "in-batch only")
 
         def after(step):
-            nonlocal kept
+            nonlocal kept, ended
             show(step)
-            if stop.signal or step == config.steps or step % config.checkpoint_every == 0:
+            ended = ranks.agree(stop.signal)
+            if ended or step == config.steps or step % config.checkpoint_every == 0:
                 kept = keep()
-            return stop.signal
+            return ended
 
         try:
             training.run(after)
         except DivergenceError as error:
             advice = "a smaller --learning-rate, a longer --warmup or --precision float32 may help"
             raise InputError(f"{error}: {advice}; the checkpoint of step {kept} is kept in {out}") from error
-    if stop.signal:
-        again = shlex.join(["xbm", "train", "--out", str(out), "--resume"])
+    if ended:
+        again = shlex.join([*ranks.launcher(), "xbm", "train", "--out", str(out), "--resume"])
         console.print(f"Stopped after step {training.step} of {config.steps}; go on with: {again}", soft_wrap=True)
-    else:
+    elif ranks.first():
         _finish(training, parts, out, console)
-    return stop.signal
+    ranks.agree()
+    return ended
 
 
 def _finish(training, parts, out, console):
@@ -209,7 +223,8 @@ def _finish(training, parts, out, console):
 def versions():
     """Return what a run's last bits depend on beside its config and the machine."""
     libraries = {"xbm": __version__, "torch": torch.__version__, "numpy": np.__version__}
-    return libraries | {"python": platform.python_version()}
+    several = {"processes": str(ranks.size())} if ranks.size() > 1 else {}
+    return libraries | {"python": platform.python_version()} | several
 
 
 def _told(some):

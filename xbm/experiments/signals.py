@@ -7,13 +7,13 @@ CAUGHT = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """Which signal asked for an end, None so far."""
+    """Which signal asked for an end, 0 so far."""
 
-    signal = None
+    signal = 0
 
     def note(self, number, _):
         """Note a signal; the second Ctrl-C ends at once, as any does elsewhere."""
-        if self.signal is not None and number == signal.SIGINT:
+        if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
 

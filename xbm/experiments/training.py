@@ -35,6 +35,8 @@ class Training:
         Of other classes, on which recall is measured on the way.
     framework : str
         What trains, among `plan.FRAMEWORKS`.
+    measures : bool
+        Whether figures, drift and recall are measured on the way. One of several processes is enough.
 
     Attributes
     ----------
@@ -48,8 +50,8 @@ class Training:
         What was measured, named as in `report.Run`.
     """
 
-    def __init__(self, plan, pictures, watched, framework="torch"):
-        self.plan, self.pictures, self.watched = plan, pictures, watched
+    def __init__(self, plan, pictures, watched, framework="torch", *, measures=True):
+        self.plan, self.pictures, self.watched, self.measures = plan, pictures, watched, measures
         self.engine = engines.of(framework).Engine(plan, pictures.images.shape[1:])
         probes = np.linspace(0, len(pictures.images) - 1, min(PROBES, len(pictures.images))).round().astype(int)
         self.probed = pictures.images[probes]
@@ -106,6 +108,8 @@ class Training:
 
     def _measure(self):
         """Read what is due after this step. Changes nothing that the training depends on."""
+        if not self.measures:
+            return
         step, curves, last = self.step, self.curves, self.step == self.plan.steps
         if step and (step % READ_EVERY == 0 or last):
             now = self.engine.figures()

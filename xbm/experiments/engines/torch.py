@@ -2,6 +2,7 @@
 
 import torch
 
+from xbm.experiments import ranks
 from xbm.experiments.engines import Stepwise, cpu
 from xbm.experiments.networks import BUILDERS
 from xbm.experiments.retrieval import blocks
@@ -21,7 +22,8 @@ def versions():
 class Engine(Stepwise):
     """The plan's network, optimiser and memory; see the package.
 
-    The initial weights are a function of the seed alone, and the user's random numbers are left as they are.
+    The initial weights are a function of the seed alone, and the user's random numbers are left as they are. `forward`
+    is what a training step calls the encoder by.
     """
 
     def __init__(self, plan, shape):
@@ -29,7 +31,7 @@ class Engine(Stepwise):
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(plan.seed)
             encoder = BUILDERS[plan.network](plan.dim, shape)
-        self.encoder = encoder.to(self.device)
+        self.encoder = self.forward = encoder.to(self.device)
         memory = {"capacity": plan.capacity, "warmup": plan.warmup} if plan.weight else {"capacity": 1}
         self.xbm = XBM(
             plan.dim,
@@ -52,10 +54,11 @@ class Engine(Stepwise):
         return sum(buffer.nbytes for buffer in self.xbm.buffers())
 
     def step(self, images, labels, ids, rate):
-        """Take one step at a learning rate; return the loss of before it."""
+        """Take one step at a learning rate, with this rank's part of the batch; return the loss of before it."""
+        images, labels, ids = (ranks.part(one) for one in (images, labels, ids))
         labels, ids = (torch.from_numpy(one).to(self.device) for one in (labels, ids))
         with self.autocast:
-            embeddings = self.encoder(as_input(images, self.device))
+            embeddings = self.forward(as_input(images, self.device))
         loss = self.xbm(embeddings, labels, ids=ids)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
