@@ -147,7 +147,17 @@ NEEDS = {
     "tests/integrations/test_pytorch_metric_learning": ("torch", "pytorch_metric_learning"),
     "tests/integrations/keras": ("keras",),
     "tests/test_tensorflow_namespace.py": ("tensorflow", "array_api_strict"),
-    "tests/test_docs.py": ("torch", "jax", "flax", "optax", "keras", "tensorflow", "lightning", "safetensors"),
+    "tests/test_docs.py": (
+        "torch",
+        "jax",
+        "flax",
+        "optax",
+        "keras",
+        "tensorflow",
+        "lightning",
+        "accelerate",
+        "safetensors",
+    ),
     "tests/test_typing.py": ("torch", "mypy"),
     "tests/test_benchmarks.py": ("torch", "click", "rich"),
 }
