@@ -3,6 +3,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+from xbm.backends import array_namespace
 from xbm.ranks import Ranks, Spread
 
 SECONDS = 60
@@ -50,8 +51,6 @@ class ThreadSpread(Spread):
         self.bounds = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
 
     def gather(self, x):
-        from xbm.backends import array_namespace
-
         assert x.shape[0] == self.sizes[self.rank]
         return array_namespace(x).concat(self.meeting.share(self.rank, x), axis=0)
 
@@ -60,8 +59,6 @@ class ThreadSpread(Spread):
         return x[self.bounds[self.rank] : self.bounds[self.rank + 1], ...]
 
     def exchange(self, x):
-        from xbm.backends import array_namespace
-
         assert x.shape[0] == self.bounds[-1]
         return array_namespace(x).stack([self.own(one) for one in self.meeting.share(self.rank, x)])
 

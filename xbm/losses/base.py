@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeAlias
 
 from xbm.backends import Array
+from xbm.ranks import HERE
 from xbm.reductions import Results, Summaries
 
 
@@ -33,11 +34,6 @@ Stage: TypeAlias = Callable[[Block, Results], Summaries]
 
 Merge: TypeAlias = Callable[[Summaries], Summaries]
 """A function that joins the summaries of a part of the rows with those of the other parts."""
-
-
-def unchanged(summaries: Summaries) -> Summaries:
-    """Return the summaries of the only part there is."""
-    return summaries
 
 
 class Staged:
@@ -83,7 +79,7 @@ class PairLoss(Staged, RowLoss):
     def weights(self, block: Block, r: Results) -> Array:
         """Return dL_i/dS_ij, (B, m), for one block."""
 
-    def whole(self, block: Block, merge: Merge = unchanged) -> tuple[Array, Array]:
+    def whole(self, block: Block, merge: Merge = HERE.merge) -> tuple[Array, Array]:
         """Return `(L_i (B,), dL_i/dS_ij (B, m))` of rows that are whole in one block, or whose parts `merge` joins."""
         r = summarised(self.stages, block, merge)
         value, W = self.value(r), self.weights(block, r)
@@ -138,7 +134,7 @@ class SidedPairLoss(PairLoss):
         return f_positive[:, None] * W_P + f_negative[:, None] * W_N
 
 
-def summarised(stages: Iterable[Stage], block: Block, merge: Merge = unchanged) -> Results:
+def summarised(stages: Iterable[Stage], block: Block, merge: Merge = HERE.merge) -> Results:
     """Return {name: result} of stages over rows that are whole in one block, or whose parts `merge` joins."""
     r: Results = {}
     for stage in stages:
