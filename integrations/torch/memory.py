@@ -189,12 +189,16 @@ class Memory(torch.nn.Module):
             raise ValueError(problem)
         if saved.embeddings.shape[1] != self.dim:
             raise ValueError(f"it holds rows of {saved.embeddings.shape[1]} dimensions, this one of {self.dim}")
-        if self.shard.shards > 1 or hasattr(saved.embeddings, "device_mesh"):
+        if hasattr(saved.embeddings, "device_mesh"):
             from xbm.integrations.torch import sharding
 
-            fitted = sharding.fitted(saved, self.capacity, self.shard)
+            fitted = sharding.local(saved, self.capacity, self.shard)
         else:
             fitted = saved if saved.labels.shape[0] == self.capacity else memory.resize(saved, self.capacity)
+            if self.shard.shards > 1:
+                m = self.embeddings.shape[0]
+                own = slice(self.shard.first(m), self.shard.first(m) + m)
+                fitted = fitted._replace(**{name: getattr(fitted, name)[own] for name in Rows._fields})
         fitted = MemoryState(*(one.to(getattr(self, name).dtype) for name, one in fitted._asdict().items()))
         if not torch.isfinite(fitted.embeddings).all():
             raise ValueError(

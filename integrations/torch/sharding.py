@@ -6,7 +6,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import Shard as OnAxis
 
-from xbm import memory
 from xbm.memory import MemoryState, Rows
 from xbm.ranks import Shard
 
@@ -17,34 +16,20 @@ def spread(rows: torch.Tensor, group: dist.ProcessGroup | None) -> DTensor:
     return DTensor.from_local(rows, mesh, [OnAxis(0)], run_check=False)
 
 
-def fitted(saved: MemoryState, capacity: int, shard: Shard) -> MemoryState:
-    """Return the part of a saved memory that a shard of a capacity holds.
-
-    Parameters
-    ----------
-    saved : MemoryState
-        Of plain tensors, the whole memory, of which the newest rows stay if it is larger; or distributed ones.
-    capacity : int
-        M, of all shards together.
-    shard : Shard
+def local(saved: MemoryState, capacity: int, shard: Shard) -> MemoryState:
+    """Return a rank's shard of a memory of a capacity (M, of all shards together), from its distributed tensors.
 
     Raises
     ------
     ValueError
         If it is distributed otherwise, or over another number of slots.
     """
-    if isinstance(saved.embeddings, DTensor):
-        if saved.embeddings.shape[0] != capacity:
-            raise ValueError(
-                f"it is spread over ranks and holds {saved.embeddings.shape[0]} slots, this one {capacity}: load it "
-                f"into the capacity that it was saved with"
-            )
-        return saved._replace(**{name: _local(getattr(saved, name), shard) for name in Rows._fields})
-    if saved.labels.shape[0] != capacity:
-        saved = memory.resize(saved, capacity)
-    m = capacity // shard.shards
-    first = shard.first(m)
-    return saved._replace(**{name: getattr(saved, name)[first : first + m] for name in Rows._fields})
+    if saved.embeddings.shape[0] != capacity:
+        raise ValueError(
+            f"it is spread over ranks and holds {saved.embeddings.shape[0]} slots, this one {capacity}: load it "
+            f"into the capacity that it was saved with"
+        )
+    return saved._replace(**{name: _local(getattr(saved, name), shard) for name in Rows._fields})
 
 
 def _local(rows: torch.Tensor, shard: Shard) -> torch.Tensor:
