@@ -4,7 +4,8 @@ The core is backend-neutral and returns losses with closed-form gradients; `xbm.
 each framework. Importing `xbm` imports no framework.
 """
 
-from xbm import drift
+from xbm import compensation, drift
+from xbm.compensation import Compensation, Motion
 from xbm.integers import as_integers
 from xbm.losses import (
     NCA,
@@ -51,6 +52,7 @@ __all__ = [
     "BinomialDeviance",
     "Block",
     "Circle",
+    "Compensation",
     "Contrastive",
     "DistanceWeightedMiner",
     "EasyPositiveMiner",
@@ -62,6 +64,7 @@ __all__ = [
     "MarginMiner",
     "MemoryState",
     "Miner",
+    "Motion",
     "MultiSimilarity",
     "MultiSimilarityMiner",
     "NTXent",
@@ -84,6 +87,7 @@ __all__ = [
     "advance",
     "as_integers",
     "clear",
+    "compensation",
     "drift",
     "enqueue",
     "init",

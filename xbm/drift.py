@@ -24,6 +24,14 @@ class Drift(NamedTuple):
     age: Array  # () training calls since the old row was stored
 
 
+class Met(NamedTuple):
+    """Rows of a batch whose samples have an old row in the memory, n = min(B, M) of fixed shape."""
+
+    old: Array  # (n,) slots of the old rows, the newest first
+    new: Array  # (n,) places in the batch of the new ones
+    valid: Array  # (n,) bool, which of them there are
+
+
 def returning(state: MemoryState, embeddings: Array, ids: Array, ranks: Ranks = ONE) -> Drift:
     """Measure the drift of samples that come back, before their new rows are written.
 
@@ -60,13 +68,16 @@ def returning(state: MemoryState, embeddings: Array, ids: Array, ranks: Ranks = 
     """
     checks.embeddings("embeddings", embeddings, state.embeddings)
     checks.integers("ids", ids, embeddings, state.embeddings)
+    return of_met(state, embeddings, met(state, ids, ranks), ranks)
+
+
+def met(state: MemoryState, ids: Array, ranks: Ranks = ONE) -> Met | None:
+    """Return which rows of a batch with ids (B,) have an old row in the memory, or a shard of it; None of no rows."""
     xp, ops = backends.of(state.embeddings)
     device = device_of(state.embeddings)
     rows, batch, integer = state.ids.shape[0], ops.length(ids), state.ids.dtype
     if isinstance(batch, int) and batch == 0:
-        nothing = xp.full((), xp.nan, dtype=embeddings.dtype, device=device)
-        return Drift(nothing, nothing)
-
+        return None
     order = xp.argsort(ids, stable=True)
     behind = state.cursor - ranks.shard.first(rows)
     behind = xp.where((behind > 0) & (behind <= rows), behind, rows)  # the newest row here stands before it
@@ -80,8 +91,16 @@ def returning(state: MemoryState, embeddings: Array, ids: Array, ranks: Ranks = 
     nth = xp.searchsorted(found, 1 + xp.arange(ops.length(ids, most=rows), dtype=integer, device=device))
     valid = nth < rows
     nth = xp.clip(nth, max=rows - 1)
-    old, new = xp.take(newest_first, nth), xp.take(order, xp.where(valid, xp.take(place, nth), 0))
+    return Met(xp.take(newest_first, nth), xp.take(order, xp.where(valid, xp.take(place, nth), 0)), valid)
 
+
+def of_met(state: MemoryState, embeddings: Array, found: Met | None, ranks: Ranks = ONE) -> Drift:
+    """Return the drift of the rows that have an old one in the memory, before the new ones are written."""
+    xp, _ = backends.of(state.embeddings)
+    if found is None:
+        nothing = xp.full((), xp.nan, dtype=embeddings.dtype, device=device_of(state.embeddings))
+        return Drift(nothing, nothing)
+    old, new, valid = found
     moved = xp.take(embeddings, new, axis=0) - xp.astype(
         xp.take(state.embeddings, old, axis=0), embeddings.dtype, copy=False
     )

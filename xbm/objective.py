@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, Self
 from xbm import backends, checks, drift, losses, memory, mining, placing
 from xbm.backends import Array, device_of
 from xbm.batch import Batch, read
+from xbm.compensation import Compensation, Motion
 from xbm.losses import Block, Contrastive, Differentiated, LossLike, PairLoss, RowLoss
 from xbm.memory import MemoryState
 from xbm.mining import Miner, MinerLike
@@ -15,11 +16,24 @@ from xbm.pairs import MemoryPairs, OfLabels, Relation, batch_pairs
 from xbm.ranks import ALONE, Group, Ranks, total
 from xbm.scan import scan
 
-REPORT = ("batch_loss", "memory_loss", "fill", "pairs", "drift", "drift_age", "skipped")
+REPORT = (
+    "batch_loss",
+    "memory_loss",
+    "fill",
+    "pairs",
+    "drift",
+    "drift_age",
+    "skipped",
+    "drift_before",
+    "drift_after",
+    "rejected",
+)
 """Names of a step's figures, in their order: the two loss terms as they enter the loss (without and with the
 weight), the memory's fill in [0, 1], pairs of anchors and memory rows with a non-zero weight, mean squared
-distance and age in steps of returning samples' old rows (NaN without any), and rows skipped so far because they
-were not finite."""
+distance and age in steps of returning samples' old rows (NaN without any), rows skipped so far because they
+were not finite; of the last time that a map was fitted to rows and fresh ones, their mean squared distance before and
+after they were moved, each by what was fitted without it, and how often so far the memory was left as it was (NaN
+without a motion)."""
 
 LEAST_ROWS = 256  # memory rows in a block, at least
 HOST_BLOCK = 2**19  # numbers in a block: more fall out of a CPU's cache, fewer cost more calls
@@ -35,7 +49,8 @@ class Step(NamedTuple):
     gradient: Array | None  # (B, D) dL/dx in x's dtype; None if not asked for
     key_gradient: Array | None  # the same for keys; None without keys
     state: MemoryState  # after the call
-    report: Array  # (7,) float32, the figures named in REPORT
+    report: Array  # (10,) float32, the figures named in REPORT
+    motion: Motion | None = None  # after the call; None if none was given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +86,8 @@ class Objective:
         The class "other": its rows are positive to none, not even to each other, and negative to all.
     on_nonfinite : {"skip", "raise"}
         See `enqueue`.
+    compensate : Compensation, optional
+        How the memory follows the network; `step` then wants a `motion`.
     block_rows : int, optional
         Memory rows compared at a time; extra memory is proportional to it. Chosen from B if left out.
 
@@ -88,7 +105,7 @@ class Objective:
     >>> state = xbm.init(capacity=64, dim=8)
     >>> for _ in range(3):
     ...     x, labels = rng.normal(size=(16, 8)), rng.integers(4, size=16)
-    ...     loss, gradient, _, state, report = objective.step(state, x, labels)
+    ...     loss, gradient, _, state, report, _ = objective.step(state, x, labels)
     >>> gradient.shape, int(state.count), round(float(loss), 3)
     ((16, 8), 48, 2.185)
 
@@ -108,6 +125,7 @@ class Objective:
     pair_weights: OfLabels | None = None
     ignore_label: int | None = None
     on_nonfinite: Literal["skip", "raise"] = "skip"
+    compensate: Compensation | None = None
     block_rows: int | None = None
     miners: tuple[Miner, ...] = field(init=False, repr=False, compare=False)  # the same, in their order
     relation: Relation = field(init=False, repr=False, compare=False)  # what labels say of a pair
@@ -125,6 +143,8 @@ class Objective:
         checks.flag("normalize", self.normalize)
         checks.choice("copies", self.copies, ("exclude", "keep", "replace"))
         checks.choice("on_nonfinite", self.on_nonfinite, ("skip", "raise"))
+        if self.compensate is not None and not isinstance(self.compensate, Compensation):
+            raise TypeError(f"compensate must be an xbm.Compensation, got {self.compensate!r:.80}")
         if self.block_rows is not None:
             checks.whole_number("block_rows", self.block_rows, at_least=1)
         for name in ("match", "pair_weights"):
@@ -163,6 +183,7 @@ class Objective:
         enqueue: Array | None = None,
         keys: Array | None = None,
         key_labels: Array | None = None,
+        motion: Motion | None = None,
         group: Group = ALONE,
     ) -> Step:
         """Make one training call: store the batch, then compare it with the memory.
@@ -186,6 +207,8 @@ class Objective:
             not.
         key_labels : (K,) integer, optional
             Classes of the keys; those of the anchors if left out. Needed where K is not B.
+        motion : Motion, optional
+            The memory's, from `compensation.init` or the last step; needed where the objective compensates.
         group : Group
             The processes that train together, each calling this with a part of the batch. All store the whole batch, or
             their shards of it; the loss is that of the whole, and the gradient, times `Ranks.scale`, that of the part.
@@ -201,6 +224,11 @@ class Objective:
         """
         _, ops = backends.of(state.embeddings)
         given = {"ids": ids, "keys": keys, "key_labels": key_labels, "enqueue": enqueue}
+        if (motion is None) != (self.compensate is None):
+            raise ValueError(
+                "step wants the memory's motion, from xbm.compensation.init(state) or the last step, where the "
+                "objective compensates, and there alone"
+            )
         batch, ranks = group.meet(lambda: self._read(state, x, labels, **given))
         batch = batch.gathered(ranks)
         keep, bad, placement = self._placed(state, batch, ranks)
@@ -209,15 +237,21 @@ class Objective:
         batch = batch.labelled(slots, placement.capacity)
         # Before anything changes: a loss may raise.
         in_batch = self._batch_term(batch, state.step, ranks, gradient=True)
-        moved = None
+        moved = met = None
         if batch.ids is not None:
-            moved = drift.returning(state, batch.stored, batch.ids, ranks)
-            later = ops.after(placement.slots, moved.distance)  # old rows are read by now
-            placement = placement._replace(slots=later)
+            met = drift.met(state, batch.ids, ranks)
+            moved = drift.of_met(state, batch.stored, met, ranks)
+            # Old rows are read by now.
+            placement = placement._replace(slots=ops.after(placement.slots, moved.distance))
+            state = state._replace(step=ops.after(state.step, moved.distance))
+        if self.compensate is not None and motion is not None:
+            state, motion = self.compensate.within(
+                state, motion, batch.stored, met, normalize=self.normalize, ranks=ranks
+            )
         state = memory.write(state, batch.stored, batch.stored_labels, batch.ids, keep, bad, placement)
         own = slots if batch.keys is None else None
         in_memory = self._memory_term(state, batch, own, ranks, gradient=True)
-        return self._joined(memory.advance(state), batch, in_batch, in_memory, moved, ranks, gradient=True)
+        return self._joined(memory.advance(state), batch, in_batch, in_memory, moved, ranks, motion, gradient=True)
 
     def evaluate(
         self,
@@ -276,6 +310,7 @@ class Objective:
         in_memory: _Term,
         moved: drift.Drift | None,
         ranks: Ranks,
+        motion: Motion | None = None,
         *,
         gradient: bool,
     ) -> Step:
@@ -307,9 +342,12 @@ class Objective:
             "drift": moved.distance if moved else nothing,
             "drift_age": moved.age if moved else nothing,
             "skipped": state.skipped,
+            "drift_before": motion.before if motion else nothing,
+            "drift_after": motion.after if motion else nothing,
+            "rejected": motion.rejected if motion else nothing,
         }
         report = ops.stop_gradient(xp.stack([xp.astype(figures[name], xp.float32) for name in REPORT]))
-        return Step(loss, dx, dk, state, report)
+        return Step(loss, dx, dk, state, report, motion)
 
     def _batch_term(self, batch: Batch, step: Array, ranks: Ranks, *, gradient: bool) -> _Term:
         """Compare the batch with itself, or with its keys; the gradient is two-sided. A rank compares its own rows."""

@@ -1,7 +1,7 @@
 """The PyTorch module: the core's step over a memory in buffers, its gradient attached to autograd."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
@@ -10,9 +10,11 @@ from zlib import crc32
 import torch
 import torch.distributed as dist
 
-from xbm import losses
+from xbm import compensation, losses
 from xbm.backends.torch import is_compiling
+from xbm.compensation import Compensation, Motion
 from xbm.integrations.pytorch_metric_learning import adapted
+from xbm.integrations.torch.compensation import Embed, round_of
 from xbm.integrations.torch.memory import Memory
 from xbm.integrations.torch.ranks import Together, is_initialized
 from xbm.integrations.torch.report import Report
@@ -74,6 +76,12 @@ class XBM(Memory):
         The class "other": its rows are positive to none, not even to each other, and negative to all.
     on_nonfinite : {"skip", "raise"}
         Leave rows with NaN or infinity out of the memory and count them, or raise (the device waits).
+    compensate : Compensation, optional
+        How the memory follows the network, see `xbm.Compensation`.
+    embed : callable, optional
+        From ids (n,), a tensor on the CPU, to the embeddings (n, D) of these samples, as in
+        `lambda ids: encoder(images[ids])`: for `Compensation(probes=...)`. It is called without gradients; batch norm
+        does as in training, but its running statistics stay as they are.
     device : torch.device, optional
         Where the memory lives; `.to(device)` moves it.
     shard : bool
@@ -126,6 +134,8 @@ class XBM(Memory):
         pair_weights: OfLabels | None = None,
         ignore_label: int | None = None,
         on_nonfinite: Literal["skip", "raise"] = "skip",
+        compensate: Compensation | None = None,
+        embed: Embed | None = None,
         device: torch.types.Device = None,
         shard: bool = False,
         group: dist.ProcessGroup | None = None,
@@ -144,7 +154,18 @@ class XBM(Memory):
             pair_weights=pair_weights,
             ignore_label=ignore_label,
             on_nonfinite=on_nonfinite,
+            compensate=compensate,
         )
+        if embed is not None and not callable(embed):
+            raise TypeError(f"embed must be callable as embed(ids), got {embed!r:.80}")
+        if (embed is None) == (compensate is not None and compensate.probes > 0):
+            raise ValueError("embed(ids) is for Compensation(probes=...), whose rows it embeds anew: give both or none")
+        # Not an attribute of its own: where it is a module, its weights are the encoder's, not ours.
+        self._embed = (embed,)
+        self._calls: int | None = None  # what the step is, once it was read
+        if compensate is not None:
+            for name, value in self._still()._asdict().items():
+                self.register_buffer(f"motion_{name}", value)
         if shard:
             self.objective.refuse_shards()
         for name, function in (("loss", loss), ("miner", miner), ("match", match), ("pair_weights", pair_weights)):
@@ -216,8 +237,12 @@ class XBM(Memory):
         given: dict[str, Any] = {"ids": ids, "enqueue": enqueue, "keys": keys, "key_labels": key_labels}
         if self.training:
             _refuse_recomputation()
-            result = self.objective.step(state, embeddings, labels, **given, group=self._group(state, "train"))
+            group = self._group(state, "train")
+            state, motion = self._compensated(state, group)
+            result = self.objective.step(state, embeddings, labels, **given, motion=motion, group=group)
             self._keep(result.state)
+            self._keep_motion(result.motion)
+            self._calls = None if self._calls is None else self._calls + 1
             self.figures.copy_(result.report)
         else:
             group = self._group(state, "evaluate")
@@ -226,6 +251,31 @@ class XBM(Memory):
 
     if TYPE_CHECKING:
         __call__ = forward  # nn.Module's own takes and returns anything
+
+    def _compensated(self, state: MemoryState, group: Group) -> tuple[MemoryState, Motion | None]:
+        """Return the memory and its motion after the round that is due, if one is."""
+        compensate, (embed,) = self.objective.compensate, self._embed
+        if compensate is None:
+            return state, None
+        motion = Motion(*(getattr(self, f"motion_{name}") for name in Motion._fields))
+        if embed is not None:
+            if self._calls is None:
+                self._calls = int(self.step)
+            if compensate.due(self._calls):
+                state, motion = round_of(
+                    compensate, state, motion, embed, normalize=self.objective.normalize, group=group
+                )
+                self._keep_motion(motion)
+        return state, motion
+
+    def _still(self) -> Motion:
+        """Return the motion of a memory that has not moved."""
+        return compensation.init(MemoryState(*(getattr(self, name) for name in MemoryState._fields)))
+
+    def _keep_motion(self, motion: Motion | None) -> None:
+        if motion is not None and self.objective.compensate is not None:
+            for name, value in motion._asdict().items():
+                getattr(self, f"motion_{name}").copy_(value)
 
     def _group(self, state: MemoryState, mode: str) -> Group:
         """Return who a call is made with."""
@@ -248,7 +298,9 @@ class XBM(Memory):
     def _options(self) -> int:
         """Return a checksum of the options, as far as they are values; what is a function has the same name."""
         o = self.objective
-        values = (o.weight, o.warmup, o.in_batch, o.normalize, o.copies, o.on_nonfinite, o.ignore_label)
+        values = (
+            *(o.weight, o.warmup, o.in_batch, o.normalize, o.copies, o.on_nonfinite, o.ignore_label, o.compensate),
+        )
         parts = [repr(one) if is_dataclass(one) else type(one).__name__ for one in (o.loss, *o.miners)]
         functions = [getattr(one, "__qualname__", type(one).__name__) for one in (o.match, o.pair_weights)]
         return crc32(repr((values, parts, functions, str(self.embeddings.dtype))).encode())
@@ -257,6 +309,7 @@ class XBM(Memory):
         """Empty the memory and the report. Steps and skipped rows count on: a warm-up that is over stays over."""
         super().clear()
         self.figures.fill_(torch.nan)
+        self._keep_motion(self._still())
 
     def fill(self, encoder: Callable[[Any], torch.Tensor], loader: Iterable[Sequence[Any]]) -> int:
         """Fill the memory with the embeddings of a loader's samples, as the paper does once the warm-up is over.
@@ -310,7 +363,7 @@ class XBM(Memory):
     def extra_repr(self) -> str:
         """Return the options, for `print(module)`."""
         o = self.objective
-        relation = ("match", "pair_weights", "ignore_label")
+        relation = ("match", "pair_weights", "ignore_label", "compensate")
         given = [f", {name}={getattr(o, name)!r}" for name in relation if getattr(o, name) is not None]
         shard = f", shard {self.shard.index} of {self.shard.shards}" if self.shard.shards > 1 else ""
         return (
@@ -320,9 +373,11 @@ class XBM(Memory):
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Return a copy without the rows, and without their figures."""
+        """Return a copy without the rows, their motion and their figures; `embed` is the same one."""
+        memo[id(self._embed)] = self._embed
         twin = super().__deepcopy__(memo)
         twin.figures = torch.full_like(self.figures, torch.nan)
+        twin._keep_motion(self._still())
         twin.marker = torch.full_like(self.marker, twin._mark)
         return twin
 
@@ -332,8 +387,32 @@ class XBM(Memory):
         if self.figures.device != device:
             self.figures = torch.empty(len(REPORT), device=device)
             self.marker = torch.empty(1, dtype=torch.int64, device=device)
+            if self.objective.compensate is not None:
+                for name, value in self._still()._asdict().items():
+                    setattr(self, f"motion_{name}", value)
         self.figures.fill_(torch.nan)
         self.marker.fill_(self._mark)
+        self._calls = None
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        errors: list[str],
+    ) -> None:
+        """Take the motion with the memory; one saved without, or for other options, leaves it still."""
+        keys, before = [f"{prefix}motion_{name}" for name in Motion._fields], len(errors)
+        rest = {key: value for key, value in state_dict.items() if key not in keys}
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
+        missing_keys[:] = [key for key in missing_keys if key not in keys]
+        if len(errors) == before and self.objective.compensate is not None:
+            saved, still = [state_dict.get(key) for key in keys], self._still()
+            fits = all(one is not None and one.shape == mine.shape for one, mine in zip(saved, still, strict=True))
+            self._keep_motion(Motion(*saved) if fits else still)
 
 
 def _raise(error: Exception) -> NoReturn:

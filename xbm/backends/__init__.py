@@ -26,6 +26,7 @@ Namespace: TypeAlias = ModuleType
 
 OPERATIONS = (
     "write_rows",
+    "rewrite",
     "stop_gradient",
     "fold",
     "top_k",

@@ -12,6 +12,7 @@ from jax import Array
 from xbm.backends import Namespace
 from xbm.backends.standard import few, is_positive, known, length, unrolls
 from xbm.backends.standard import fold as fold_unrolled
+from xbm.backends.standard import rewrite as rewrite_eagerly
 
 __all__ = [
     "after",
@@ -27,6 +28,7 @@ __all__ = [
     "may_differentiate",
     "on_host",
     "restore_order",
+    "rewrite",
     "running_sum",
     "stop_gradient",
     "top_k",
@@ -43,6 +45,24 @@ def write_rows(array: Array, slots: Array, rows: Array) -> Array:
     In place: called eagerly it donates `array`, within a compiled function that function must.
     """
     return array.at[slots].set(rows, unique_indices=True)
+
+
+def rewrite(array: Array, visit: Callable[..., Array], column: Array, size: int) -> Array:
+    """Replace the rows of a ring (M, ...) by `visit(rows, column)` of each block of `size` rows and of a column (M,).
+
+    Traced, one loop in place. Eagerly a copy.
+    """
+    if not is_compiling(array):
+        return rewrite_eagerly(array, visit, column, size)
+
+    def block(start: Any, array: Array, n: int) -> Array:
+        rows, some = (jax.lax.dynamic_slice_in_dim(one, start, n) for one in (array, column))
+        return jax.lax.dynamic_update_slice_in_dim(array, visit(rows, some), start, 0)
+
+    whole, rest = divmod(array.shape[0], size)
+    if whole:
+        array = jax.lax.fori_loop(0, whole, lambda i, array: block(i * size, array, size), array)
+    return block(whole * size, array, rest) if rest else array
 
 
 def stop_gradient(x: Array) -> Array:

@@ -22,6 +22,7 @@ from xbm.backends.standard import (
     value_and_gradient,
 )
 from xbm.backends.standard import few_on_host as few
+from xbm.backends.standard import rewrite_in_place as rewrite
 
 __all__ = [
     "after",
@@ -37,6 +38,7 @@ __all__ = [
     "may_differentiate",
     "on_host",
     "restore_order",
+    "rewrite",
     "running_sum",
     "stop_gradient",
     "top_k",

@@ -28,6 +28,22 @@ def write_rows(array: Array, slots: Array, rows: Array) -> Array:
     return xp.where(hit, xp.take(rows, source, axis=0), array)
 
 
+def rewrite(array: Array, visit: Callable[..., Array], column: Array, size: int) -> Array:
+    """Replace the rows of a ring (M, ...) by `visit(rows, column)` of each block of `size` rows and of a column (M,).
+
+    Consumes `array`: only the returned one may be used afterwards. A full copy here.
+    """
+    xp, M = array_namespace(array), array.shape[0]
+    return xp.concat([visit(array[i : i + size, ...], column[i : i + size]) for i in range(0, M, size)])
+
+
+def rewrite_in_place(array: Array, visit: Callable[..., Array], column: Array, size: int) -> Array:
+    """Do the same block by block in the array itself, where slices can be assigned to."""
+    for i in range(0, array.shape[0], size):
+        array[i : i + size] = visit(array[i : i + size], column[i : i + size])
+    return array
+
+
 def stop_gradient(x: Array) -> Array:
     """Return x as a constant for whatever differentiates through the library."""
     return x

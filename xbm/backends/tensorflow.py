@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from xbm.backends.standard import few, full_precision, integer_dtype, is_positive, known, unrolls
 from xbm.backends.standard import fold as fold_unrolled
+from xbm.backends.standard import rewrite as rewrite_copied
 
 __all__ = [
     "after",
@@ -22,6 +23,7 @@ __all__ = [
     "may_differentiate",
     "on_host",
     "restore_order",
+    "rewrite",
     "running_sum",
     "stop_gradient",
     "top_k",
@@ -40,6 +42,22 @@ def write_rows(array: tf.Tensor | tf.Variable, slots: tf.Tensor, rows: tf.Tensor
         array.scatter_update(tf.IndexedSlices(rows, slots))
         return array
     return tf.tensor_scatter_nd_update(array, slots[:, None], rows)
+
+
+def rewrite(
+    array: tf.Tensor | tf.Variable, visit: Callable[..., tf.Tensor], column: tf.Tensor, size: int
+) -> tf.Tensor | tf.Variable:
+    """Replace the rows of a ring (M, ...) by `visit(rows, column)` of each block of `size` rows and of a column (M,).
+
+    In place where the ring is a variable, of which no more than a block is read at a time.
+    """
+    if not isinstance(array, tf.Variable):
+        return rewrite_copied(array, visit, column, size)
+    for start in range(0, array.shape[0], size):
+        slots = tf.range(start, min(start + size, array.shape[0]), dtype=tf.int64)
+        rows = visit(tf.gather(array, slots), column[start : start + size])
+        array.scatter_update(tf.IndexedSlices(rows, slots))
+    return array
 
 
 def stop_gradient(x: tf.Tensor) -> tf.Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from xbm.backends.standard import after, few_on_host, fold, integer_dtype, length
+from xbm.backends.standard import rewrite_in_place as rewrite
 
 __all__ = [
     "after",
@@ -23,6 +24,7 @@ __all__ = [
     "may_differentiate",
     "on_host",
     "restore_order",
+    "rewrite",
     "running_sum",
     "stop_gradient",
     "top_k",

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+from xbm.compensation import Compensation
+
 FRAMEWORKS = ("torch", "keras", "jax")  # of the demo
 NETWORKS = ("conv", "resnet")
 CONV = ((32, 2), (32, 2), (64, 2), (64, 1))  # channels and stride of each block of "conv"
@@ -23,6 +25,9 @@ class Plan:
     capacity: int = 8192
     warmup: int = 300
     weight: float = 1.0  # of the memory term; 0 trains without a memory
+    follow: bool = False  # whether the memory is shifted after each batch's mean
+    probes: int = 0  # rows of the memory that are embedded anew every so many steps, to move it by what they tell
+    every: int = 8
     classes: int = 4  # P, classes in a batch
     instances: int = 4  # K, pictures of each
     steps: int = 2500
@@ -32,6 +37,13 @@ class Plan:
     device: str = "cpu"
     precision: str = "float32"
     evaluate_every: int = 250  # steps; also at the start and at the end
+
+    @property
+    def compensation(self):
+        """How the memory follows the network; None if it does not."""
+        if not self.weight or not (self.follow or self.probes):
+            return None
+        return Compensation(follow=self.follow, probes=self.probes, every=self.every)
 
     @property
     def probe_every(self):

@@ -52,7 +52,7 @@ class Training:
 
     def __init__(self, plan, pictures, watched, framework="torch", *, measures=True):
         self.plan, self.pictures, self.watched, self.measures = plan, pictures, watched, measures
-        self.engine = engines.of(framework).Engine(plan, pictures.images.shape[1:])
+        self.engine = engines.of(framework).Engine(plan, pictures.images)
         probes = np.linspace(0, len(pictures.images) - 1, min(PROBES, len(pictures.images))).round().astype(int)
         self.probed = pictures.images[probes]
         self.probe = drift.Probe(every=plan.probe_every)

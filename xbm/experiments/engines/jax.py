@@ -30,8 +30,8 @@ def versions():
 class Engine(Stepwise):
     """The plan's network, optimiser and memory; see the package."""
 
-    def __init__(self, plan, shape):
-        network = conv_net(plan.dim, shape, rngs=nnx.Rngs(plan.seed))
+    def __init__(self, plan, images):
+        network = conv_net(plan.dim, images.shape[1:], rngs=nnx.Rngs(plan.seed))
         self.definition, weights, statistics = nnx.split(network, nnx.Param, nnx.BatchStat)
         memory = xbm.init(capacity=plan.capacity if plan.weight else 1, dim=plan.dim, xp=jnp)
         self.objective = xbm.Objective(

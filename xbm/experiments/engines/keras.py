@@ -29,8 +29,8 @@ def versions():
 class Engine:
     """The plan's network, optimiser and memory; see the package."""
 
-    def __init__(self, plan, shape):
-        self.model = conv_net(plan.dim, shape, seed=plan.seed)
+    def __init__(self, plan, images):
+        self.model = conv_net(plan.dim, images.shape[1:], seed=plan.seed)
         self.rates = keras.optimizers.schedules.CosineDecay(plan.learning_rate, plan.steps)  # those of the batches
         self.model.compile(keras.optimizers.Adam(self.rates, epsilon=EPSILON))
         self.callback = XBMCallback(

@@ -26,15 +26,24 @@ class Engine(Stepwise):
     is what a training step calls the encoder by.
     """
 
-    def __init__(self, plan, shape):
+    def __init__(self, plan, images):
+        shape = images.shape[1:]
         self.device = torch.device(plan.device)
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(plan.seed)
             encoder = BUILDERS[plan.network](plan.dim, shape)
         self.encoder = self.forward = encoder.to(self.device)
         memory = {"capacity": plan.capacity, "warmup": plan.warmup} if plan.weight else {"capacity": 1}
+        probes = plan.compensation is not None and plan.compensation.probes
+
+        def embed(ids):
+            with self.autocast:
+                return self.encoder(as_input(images[ids.numpy()], self.device))
+
         self.xbm = XBM(
             plan.dim,
+            compensate=plan.compensation,
+            embed=embed if probes else None,
             loss=plan.loss,
             miner=plan.miner,
             reduction=plan.reduction,

@@ -1,0 +1,201 @@
+"""What staleness costs, and what each form of compensation wins back: whole training runs, far longer than the others.
+
+`python -m benchmarks.drift` trains on the glyphs, or on pictures of one's own, without a memory, with a stale one, with
+each form of compensation, and with a zero-drift oracle, whose rows are all embedded anew every few steps. Recall is
+measured on classes that were held out of the training classes, on which a form is to be chosen, and on the test classes.
+"""
+
+import json
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean, stdev
+
+import click
+import numpy as np
+import torch
+from rich.console import Console
+
+from benchmarks import machine
+from benchmarks.tables import Table
+from xbm.compensation import Compensation
+from xbm.experiments import glyphs, pictures
+from xbm.experiments.engines.torch import Engine, as_input
+from xbm.experiments.pictures import Pictures
+from xbm.experiments.plan import Plan
+from xbm.experiments.retrieval import retrieval
+from xbm.experiments.split import split
+from xbm.experiments.training import Training
+from xbm.integrations.torch.compensation import unchanged_statistics
+
+ORACLE_EVERY = 5  # steps between two refreshes of the oracle's memory, unless its name says otherwise
+CHUNK = 256  # rows that are embedded at a time
+STEP = 3  # forward passes that a training step costs for each sample: its own, and two for the way back
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form(Plan):
+    """A training run, with any form of compensation."""
+
+    name: str = "stale memory"
+    options: dict = field(default_factory=dict)  # of its compensation, if there are any
+    refresh: int = 0  # steps from one refresh of the whole memory to the next, 0 = none
+
+    @property
+    def compensation(self):
+        """How the memory follows the network."""
+        return Compensation(**self.options) if self.options else None
+
+    @property
+    def forward_passes(self):
+        """Extra forward passes for each sample that is trained on."""
+        probes = self.options.get("probes", 0) / self.options.get("every", 8)
+        return probes / (self.classes * self.instances)
+
+
+FORMS = {
+    "no memory": {"weight": 0.0},
+    "stale memory": {},
+    "follow": {"options": {"follow": True}},
+    "returning ids": {"options": {"follow": False, "returning": True}},
+    "follow + returning ids": {"options": {"follow": True, "returning": True}},
+    "shift, 32 every 8": {"options": {"follow": False, "probes": 32, "every": 8, "form": "shift"}},
+    "map, 32 every 8": {"options": {"follow": False, "probes": 32, "every": 8}},
+    "map, 64 every 4": {"options": {"follow": False, "probes": 64, "every": 4}},
+    "map, 256 every 4": {"options": {"follow": False, "probes": 256, "every": 4}},
+    "follow + map, 32 every 8": {"options": {"follow": True, "probes": 32, "every": 8}},
+    "follow + map, 64 every 4": {"options": {"follow": True, "probes": 64, "every": 4}},
+    "follow + map, 64 every 16": {"options": {"follow": True, "probes": 64, "every": 16}},
+    "oracle": {"refresh": ORACLE_EVERY},
+    "oracle, every step": {"refresh": 1},
+    "larger batch": {"classes": 1.25},
+}
+
+
+class Oracle(Engine):
+    """A torch engine whose memory is embedded anew as a whole."""
+
+    def __init__(self, plan, images):
+        super().__init__(plan, images)
+        self.images, self.refresh, self.steps = images, plan.refresh, 0
+
+    def step(self, images, labels, ids, rate):
+        """Take one step, after a refresh if one is due."""
+        if self.refresh and self.steps % self.refresh == 0:
+            self._refresh()
+        self.steps += 1
+        return super().step(images, labels, ids, rate)
+
+    @torch.no_grad()
+    def _refresh(self):
+        n = int(self.xbm.count)
+        with unchanged_statistics():
+            for start in range(0, n, CHUNK):
+                ids = self.xbm.ids[start : min(start + CHUNK, n)].cpu().numpy()
+                fresh = self.encoder(as_input(self.images[ids], self.device))
+                self.xbm.embeddings[start : start + len(ids)] = torch.nn.functional.normalize(fresh)
+
+
+def parts_of(data):
+    """Return pictures to train on, those of held-out classes, and those of the test classes."""
+    if data is None:
+        train, test = (
+            Pictures(one.images[:, None], one.labels, list(one.characters)) for one in glyphs.split(glyphs.load())
+        )
+        shuffled = np.random.default_rng(7).permutation(len(train.names))
+        held_out = {train.names[i] for i in shuffled[: len(shuffled) // 6]}
+        kept = [[name for name in train.names if (name in held_out) is out] for out in (False, True)]
+        return train.of(kept[0]), train.of(kept[1]), test
+    every = pictures.load(data)
+    groups = pictures.groups(data, "alphabet", every)
+    return tuple(every.of(names) for names in split(every.names, groups=groups, by="alphabet").values())
+
+
+def one_run(form, parts):
+    """Train once; return what came of it as values that JSON holds."""
+    train, held_out, test = parts
+    training = Training(form, train, held_out, measures=False)
+    training.engine = Oracle(form, train.images)
+    started = time.process_time()
+    training.run()
+    seconds = time.process_time() - started
+    found = {"seconds": seconds, "figures": training.engine.figures(), "passes": form.forward_passes}
+    for name, part in (("held_out", held_out), ("test", test)):
+        scores = retrieval(training.engine.embed(part.images), part.labels)
+        found[name] = {"recall_at_1": scores.recall[1], "map_at_r": scores.map_at_r}
+    return found
+
+
+def table(runs, part):
+    """Return the means over seeds on a part of the classes, and which part of the oracle's gain each form has."""
+    result = Table(
+        f"{part.replace('_', '-').capitalize()} classes",
+        ("data", "M", "form", "seeds", "R@1", "MAP@R", "of the gain", "passes", "seconds"),
+        "Means over seeds, in brackets their standard deviation. Of the gain: the share of what the oracle gains in "
+        "MAP@R over no memory. Passes: extra forward passes for each sample trained on. Seconds of the CPU.",
+    )
+    seeds = defaultdict(dict)
+    for one in runs:
+        seeds[one["data"], one["capacity"], one["form"]][one["seed"]] = one
+    for (data, capacity, name), by_seed in seeds.items():
+        limits = [seeds.get((data, capacity, of), {}) for of in ("no memory", "oracle")]
+        common = set(by_seed).intersection(*limits)
+
+        def score(found, which="map_at_r", common=common):
+            return mean(found[seed][part][which] for seed in common)
+
+        gain = "-"
+        if common:
+            low, high = map(score, limits)
+            gain = f"{100 * (score(by_seed) - low) / (high - low):.0f} %"
+        cells = []
+        for which in ("recall_at_1", "map_at_r"):
+            values = [one[part][which] for one in by_seed.values()]
+            cells.append(f"{mean(values):.3f}" + (f" ({stdev(values):.3f})" if len(values) > 1 else ""))
+        passes, seconds = (mean(one[key] for one in by_seed.values()) for key in ("passes", "seconds"))
+        result.add(
+            {"data": data, "capacity": capacity, "form": name, "seeds": by_seed},
+            *(data, f"{capacity:,}", name, str(len(by_seed)), *cells, gain, f"{passes:.2g}", f"{seconds:.0f}"),
+        )
+    return result
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("forms", nargs=-1, type=click.Choice(list(FORMS)))
+@click.option("--data", type=click.Path(exists=True), help="An .npz with images, labels, alphabet; the glyphs if none.")
+@click.option("--capacity", "capacities", multiple=True, default=[2048], type=click.IntRange(min=1))
+@click.option("--seed", "seeds", multiple=True, default=[0], type=int)
+@click.option("--steps", type=click.IntRange(min=1), help="In place of 2,500 on the glyphs, 2,000 on other pictures.")
+@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Add to the runs of this file.")
+@click.option("--part", default="held_out", type=click.Choice(["held_out", "test"]), help="Classes to show.")
+@click.option("--markdown", is_flag=True, help="Print Markdown.")
+def main(forms, data, capacities, seeds, steps, path, part, markdown):
+    """Train with each of FORMS, or show the runs of a file if none is named."""
+    machine.use_threads(1)
+    lines = path.read_text().splitlines() if path and path.exists() else []
+    runs = [json.loads(line) for line in lines]
+    progress = Console(stderr=True)
+    parts = parts_of(data) if forms else None
+    base = Form(**({} if data is None else {"classes": 8, "steps": 2000, "shift": 2}))
+    base = replace(base, steps=steps or base.steps)
+    for seed in seeds:
+        for capacity in capacities:
+            for name in forms:
+                options = dict(FORMS[name])
+                options["classes"] = round(base.classes * options.get("classes", 1))
+                form = replace(base, name=name, seed=seed, capacity=capacity, **options)
+                with progress.status(f"{name}, {capacity:,} rows, seed {seed}"):
+                    found = one_run(form, parts)
+                called = "glyphs" if data is None else Path(data).stem
+                runs.append({"data": called, "capacity": capacity, "form": name, "seed": seed} | found)
+                if path:
+                    with path.open("a") as file:
+                        file.write(json.dumps(runs[-1]) + "\n")
+    out = Console(width=None if markdown else 200, soft_wrap=markdown)
+    shown = table(runs, part)
+    out.print(shown.markdown() if markdown else shown.rich(), highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks.drift")
