@@ -20,6 +20,7 @@ from xbm import backends, checks, noise
 from xbm.backends import Array, device_of
 from xbm.drift import Met
 from xbm.memory import MemoryState
+from xbm.normalization import EPS
 from xbm.normalization import normalize as unit
 from xbm.ranks import ONE, WHOLE, Ranks, Shard
 
@@ -141,6 +142,8 @@ class Compensation:
         checks.whole_number("every", self.every, at_least=1)
         checks.choice("form", self.form, ("affine", "shift"))
         checks.whole_number("window", self.window, at_least=0)
+        for name in ("probes", "every", "window"):  # plain numbers: NumPy's own would widen what they meet
+            object.__setattr__(self, name, int(getattr(self, name)))
         if self.ridge is not None:
             object.__setattr__(self, "ridge", checks.number("ridge", self.ridge, at_least=0))
         if 0 < self.probes < LEAST_PAIRS:
@@ -230,6 +233,7 @@ class Compensation:
             checks.mask("valid", valid, fresh, state.embeddings, of="fresh rows")
         checks.flag("normalize", normalize)
         xp, ops = backends.of(state.embeddings)
+        slots = xp.astype(slots, state.cursor.dtype, copy=False)
         fresh = xp.astype(ops.stop_gradient(fresh), _wide(state, fresh), copy=False)
         if normalize:
             fresh, _ = unit(fresh)
@@ -237,8 +241,8 @@ class Compensation:
         usable = usable & (slots < _count(state, ranks.shard))
         usable = usable if valid is None else usable & valid
         state, motion = self._fitted(state, motion, slots, fresh, usable, self.every, normalize, ranks)
-        kept = xp.take(state.embeddings, slots, axis=0)
-        rows = xp.where(usable[:, None], xp.astype(fresh, kept.dtype, copy=False), kept)
+        kept = xp.astype(xp.take(state.embeddings, slots, axis=0), fresh.dtype, copy=False)
+        rows = xp.astype(xp.where(usable[:, None], fresh, kept), state.embeddings.dtype, copy=False)
         return state._replace(embeddings=ops.write_rows(state.embeddings, slots, rows)), motion
 
     def within(
@@ -358,18 +362,24 @@ def fit(old: Array, fresh: Array, exposure: Array, *, ridges: tuple[float, ...],
     centre, shift = xp.sum(weight * a * old, axis=0), xp.sum(weight * motion, axis=0)
     U, R, leverage = a * (old - centre), motion - a * shift, weight * a
 
-    def error(residual: Array, leverage: Array) -> Array:
-        found = fresh - residual / xp.clip(1 - leverage, min=1e-6)
-        found = unit(found)[0] if normalize else found
-        return xp.sum(xp.where(a > 0, (found - fresh) ** 2, 0.0)) / xp.clip(n, min=1.0)
+    eps = float(xp.finfo(old.dtype).eps)
 
-    before, after = xp.sum(motion**2) / xp.clip(n, min=1.0), error(R, leverage)
+    def error(residual: Array, leverage: Array) -> Array:
+        told = 1 - leverage  # a pair that is fitted exactly, whatever it is, tells nothing: 0 / 0
+        found = fresh - residual / xp.clip(told, min=eps**0.5)
+        found = unit(found)[0] if normalize else found
+        mean = xp.sum(xp.where(a > 0, (found - fresh) ** 2, 0.0)) / xp.clip(n, min=1.0)
+        return xp.where(xp.min(told) > eps**0.5, mean, xp.inf)
+
+    before, after = xp.sum(motion**2) / xp.where(n > 0, n, xp.nan), error(R, leverage)
     matrix = None
     if ridges:
         with ops.full_precision(old):
-            s, Y = xp.linalg.eigh(U @ xp.matrix_transpose(U))
+            gram = U @ xp.matrix_transpose(U)
+            s, Y = xp.linalg.eigh(xp.where(xp.all(xp.isfinite(gram)), gram, 0.0))
             YR = xp.matrix_transpose(Y) @ R
-            s = xp.where(s > s.shape[0] * float(xp.finfo(s.dtype).eps) * xp.max(s), s, 0.0)
+            # Rounding of the rows, of the mean that was taken from them, and of the products.
+            s = xp.where(s > n * eps * (xp.max(s) + eps * xp.sum((a * old) ** 2)), s, 0.0)
             unit_of_ridge = xp.sum(s) / old.shape[1]
             best = xp.zeros_like(s)
             for ridge in ridges:
@@ -381,7 +391,7 @@ def fit(old: Array, fresh: Array, exposure: Array, *, ridges: tuple[float, ...],
             matrix = xp.matrix_transpose(U) @ ((Y * best) @ YR)
     good = (n >= LEAST_PAIRS) & (after < before) & xp.all(xp.isfinite(shift))
     if matrix is not None:
-        good = good & xp.all(xp.isfinite(matrix))
+        good = good & xp.any(s > 0) & xp.all(xp.isfinite(matrix))
     return Map(centre, shift, matrix, before, after, good)
 
 
@@ -409,9 +419,11 @@ def moved(state: MemoryState, by: Map, *, interval: int, normalize: bool, shard:
         a, v = a[:, None], xp.astype(rows, by.shift.dtype, copy=False)
         drifted = by.shift if by.matrix is None else by.shift + (v - by.centre) @ by.matrix
         new = v + a * drifted
-        new = unit(new)[0] if normalize else new
         going = (a > 0) & xp.all(xp.abs(new) <= largest, axis=1, keepdims=True)
-        return xp.where(going, xp.astype(new, rows.dtype, copy=False), rows)
+        if normalize:
+            new, length = unit(new)
+            going = going & (length > EPS)
+        return xp.astype(xp.where(going, new, v), rows.dtype, copy=False)
 
     with ops.full_precision(by.shift):
         size = max(1, BLOCK // state.embeddings.shape[1])

@@ -12,7 +12,7 @@ from xbm.compensation import Compensation, Motion
 from xbm.losses import Block, Contrastive, Differentiated, LossLike, PairLoss, RowLoss
 from xbm.memory import MemoryState
 from xbm.mining import Miner, MinerLike
-from xbm.pairs import MemoryPairs, OfLabels, Relation, batch_pairs
+from xbm.pairs import Ageing, MemoryPairs, OfLabels, Relation, batch_pairs
 from xbm.ranks import ALONE, Group, Ranks, total
 from xbm.scan import scan
 
@@ -40,6 +40,7 @@ HOST_BLOCK = 2**19  # numbers in a block: more fall out of a CPU's cache, fewer 
 DEVICE_BLOCK = 2**22  # and where a launch costs more than a block
 MOST_BLOCKS = 16  # for a compiler that unrolls the walk
 TYPICAL_BATCH = 64  # anchors, where a graph takes any number
+MEMORY_OF_DRIFT = 0.9  # of its running mean, per call with samples that come back
 
 
 class Step(NamedTuple):
@@ -69,6 +70,21 @@ class Objective:
         Weight of the memory term, at least 0; with 0 rows are stored and never compared.
     warmup : int
         Calls before the memory term counts. Rows are stored meanwhile.
+    settle : float, optional
+        Squared distance, above 0: after `warmup` calls, the memory term counts from the first call on in which
+        `Motion.drift`, the running mean of the drift of samples that come back, is at most this; from then on always.
+        `step` then wants ids and a `motion`.
+    ramp : int
+        Calls over which the memory term's weight rises to `weight`: the n-th that it counts in has n / ramp of it. 0 =
+        all of it at once.
+    balance : float, optional
+        The memory term is scaled so that the norm of its gradient dL/dz, of the whole batch, is so many times that of
+        the in-batch term, before `weight` multiplies it. A constant for the gradient; 1 where either norm is 0.
+    max_age : int, optional
+        Calls, at least 1: memory rows that were stored more calls ago are in no pair.
+    half_life : float, optional
+        Calls, above 0, in which what a memory row counts for halves: its pairs are weighted by 2^(-age / half_life),
+        at least 2^-60. The rows of the call itself have age 0.
     in_batch : bool
         Whether the in-batch term counts.
     normalize : bool
@@ -94,8 +110,8 @@ class Objective:
     Raises
     ------
     TypeError, ValueError
-        If an option is out of range, the loss needs cosines and `normalize` is False, or a function as a loss, which
-        sees no weights, is given some.
+        If an option is out of range, the loss needs cosines and `normalize` is False, a function as a loss, which sees
+        no weights, is given some, or `balance` has no in-batch term to go by.
 
     Examples
     --------
@@ -118,6 +134,11 @@ class Objective:
     miner: MinerLike = None
     weight: float = 1.0
     warmup: int = 1000
+    settle: float | None = None
+    ramp: int = 0
+    balance: float | None = None
+    max_age: int | None = None
+    half_life: float | None = None
     in_batch: bool = True
     normalize: bool = True
     copies: Literal["exclude", "keep", "replace"] = "exclude"
@@ -138,7 +159,13 @@ class Objective:
         object.__setattr__(self, "miner", (*miners, None)[0] if len(miners) < 2 else miners)
         # Plain numbers: NumPy's own would widen what they meet.
         object.__setattr__(self, "weight", checks.number("weight", self.weight, at_least=0))
-        checks.whole_number("warmup", self.warmup, at_least=0)
+        for name, least in (("warmup", 0), ("ramp", 0), ("max_age", 1)):
+            if getattr(self, name) is not None:
+                checks.whole_number(name, getattr(self, name), at_least=least)
+                object.__setattr__(self, name, int(getattr(self, name)))
+        for name in ("settle", "balance", "half_life"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, checks.positive(name, getattr(self, name)))
         checks.flag("in_batch", self.in_batch)
         checks.flag("normalize", self.normalize)
         checks.choice("copies", self.copies, ("exclude", "keep", "replace"))
@@ -155,15 +182,22 @@ class Objective:
             checks.whole_number("ignore_label", self.ignore_label, at_least=-(2**63))
             if self.ignore_label >= 2**63:
                 raise ValueError(f"ignore_label must fit int64, got {self.ignore_label}")
-        if self.pair_weights is not None and isinstance(loss, Differentiated):
-            raise ValueError(f"{loss!r} is a function of booleans, which tell no pair_weights: give an xbm.PairLoss")
+        for name in ("pair_weights", "half_life"):
+            if getattr(self, name) is not None and isinstance(loss, Differentiated):
+                raise ValueError(f"{loss!r} is a function of booleans, which tell no {name}: give an xbm.PairLoss")
+        if self.balance is not None and not self.in_batch:
+            raise ValueError("balance goes by the gradient of the in-batch term, and in_batch is False")
         parts: tuple[RowLoss | Miner, ...] = (loss, *miners)
         for one in parts:
             if one.needs_cosines and not self.normalize:
                 raise ValueError(f"{one!r} is a function of cosines: it needs normalize=True")
-        object.__setattr__(self, "warmup", int(self.warmup))
         object.__setattr__(self, "relation", Relation(self.match, self.pair_weights, self.ignore_label))
         object.__setattr__(self, "criterion", mining.mined(loss, *miners))
+
+    @property
+    def needs_motion(self) -> bool:
+        """Whether `step` wants the memory's motion: to compensate it, or to tell when it has settled."""
+        return self.compensate is not None or self.settle is not None
 
     def refuse_shards(self) -> None:
         """Raise a ValueError if a shard of the memory is not enough for the loss or a miner, which see whole rows."""
@@ -198,7 +232,8 @@ class Objective:
             Classes of the anchors. Left out, each sample is a class of its own: those of equal ids are, and query i
             with key i.
         ids : (B,) integer, optional
-            Samples of the anchors (and keys), >= 0, negative = none: tells copies and measures drift.
+            Samples of the anchors (and keys), >= 0, negative = none: tells copies and measures drift. Needed with
+            `settle`.
         enqueue : (B,) bool, optional
             Rows to store (of the keys, if there are any). The others are anchors and batch-mates all the same.
         keys : (K, D) floating point, optional
@@ -208,7 +243,7 @@ class Objective:
         key_labels : (K,) integer, optional
             Classes of the keys; those of the anchors if left out. Needed where K is not B.
         motion : Motion, optional
-            The memory's, from `compensation.init` or the last step; needed where the objective compensates.
+            The memory's, from `compensation.init` or the last step; where the objective `needs_motion`.
         group : Group
             The processes that train together, each calling this with a part of the batch. All store the whole batch, or
             their shards of it; the loss is that of the whole, and the gradient, times `Ranks.scale`, that of the part.
@@ -224,12 +259,12 @@ class Objective:
         """
         _, ops = backends.of(state.embeddings)
         given = {"ids": ids, "keys": keys, "key_labels": key_labels, "enqueue": enqueue}
-        if (motion is None) != (self.compensate is None):
+        if (motion is not None) != self.needs_motion:
             raise ValueError(
                 "step wants the memory's motion, from xbm.compensation.init(state) or the last step, where the "
-                "objective compensates, and there alone"
+                "objective compensates or settles, and there alone"
             )
-        batch, ranks = group.meet(lambda: self._read(state, x, labels, **given))
+        batch, ranks = group.meet(lambda: self._read(state, x, labels, drifting=self.settle is not None, **given))
         batch = batch.gathered(ranks)
         keep, bad, placement = self._placed(state, batch, ranks)
         needed = batch.keys is None or batch.labels is None
@@ -244,14 +279,18 @@ class Objective:
             # Old rows are read by now.
             placement = placement._replace(slots=ops.after(placement.slots, moved.distance))
             state = state._replace(step=ops.after(state.step, moved.distance))
+            motion = self._settled(motion, moved, state.step)
         if self.compensate is not None and motion is not None:
             state, motion = self.compensate.within(
                 state, motion, batch.stored, met, normalize=self.normalize, ranks=ranks
             )
         state = memory.write(state, batch.stored, batch.stored_labels, batch.ids, keep, bad, placement)
         own = slots if batch.keys is None else None
-        in_memory = self._memory_term(state, batch, own, ranks, gradient=True)
-        return self._joined(memory.advance(state), batch, in_batch, in_memory, moved, ranks, motion, gradient=True)
+        counted = self._counted(state, motion)
+        in_memory = self._memory_term(state, batch, own, counted, ranks, gradient=True)
+        weight = self._weight(batch, in_batch, in_memory, counted, ranks, gradient=True)
+        state = memory.advance(state)
+        return self._joined(state, batch, in_batch, in_memory, weight, moved, ranks, motion, gradient=True)
 
     def evaluate(
         self,
@@ -263,13 +302,17 @@ class Objective:
         enqueue: Array | None = None,
         keys: Array | None = None,
         key_labels: Array | None = None,
+        motion: Motion | None = None,
         gradient: bool = False,
         group: Group = ALONE,
     ) -> Step:
         """Return the loss against the memory as it is; store and count nothing, whatever `enqueue` says.
 
-        Takes and returns what `step` does; `gradient` tells whether to return the gradients.
+        Takes and returns what `step` does; `gradient` tells whether to return the gradients, without which nothing is
+        scaled by `balance`. With `settle`, `motion` tells whether the memory counts.
         """
+        if self.settle is not None and motion is None:
+            raise ValueError("evaluate wants the memory's motion, from the last step, to tell whether it has settled")
         _, ops = backends.of(state.embeddings)
         given = {"ids": ids, "keys": keys, "key_labels": key_labels, "enqueue": enqueue}
         batch, ranks = group.meet(lambda: self._read(state, x, labels, **given))
@@ -277,8 +320,10 @@ class Objective:
         by_loss = any(ops.may_differentiate(one) for one in (x, keys) if one is not None)
         wanted = gradient or by_loss or ranks.size > 1  # or ranks would do different things
         in_batch = self._batch_term(batch, state.step, ranks, gradient=wanted)
-        in_memory = self._memory_term(state, batch, None, ranks, gradient=wanted)
-        result = self._joined(state, batch, in_batch, in_memory, None, ranks, gradient=wanted)
+        counted = self._counted(state, motion)
+        in_memory = self._memory_term(state, batch, None, counted, ranks, gradient=wanted)
+        weight = self._weight(batch, in_batch, in_memory, counted, ranks, gradient=gradient)
+        result = self._joined(state, batch, in_batch, in_memory, weight, None, ranks, gradient=wanted)
         return result if gradient else result._replace(gradient=None, key_gradient=None)
 
     def store(
@@ -296,7 +341,11 @@ class Objective:
         replaced = batch.ids if self.copies == "replace" else None
         return keep, bad, placing.place(state, keep, replace=replaced, shard=ranks.shard, spread=ranks.keys)
 
-    def _read(self, state: MemoryState, x: Array, labels: Array | None, **options: Any) -> Batch:
+    def _read(
+        self, state: MemoryState, x: Array, labels: Array | None, *, drifting: bool = False, **options: Any
+    ) -> Batch:
+        if drifting and options["ids"] is None:
+            raise ValueError("settle goes by the drift of samples that come back: step wants their ids")
         batch = read(state, x, labels, unit=self.normalize, **options)
         for miner in self.miners:
             miner.refuse(x.shape[1])
@@ -308,21 +357,22 @@ class Objective:
         batch: Batch,
         in_batch: _Term,
         in_memory: _Term,
+        weight: Any,
         moved: drift.Drift | None,
         ranks: Ranks,
         motion: Motion | None = None,
         *,
         gradient: bool,
     ) -> Step:
-        """Return the step whose two terms these are."""
+        """Return the step whose two terms these are, the memory's to be multiplied by a weight."""
         xp, ops = backends.of(batch.z)
         B = ops.length(batch.z)
         B = max(B, 1) if isinstance(B, int) else xp.astype(xp.clip(B, min=1), batch.z.dtype)
-        batch_loss, memory_loss = xp.sum(in_batch.value) / B, self.weight * xp.sum(in_memory.value) / B
+        batch_loss, memory_loss = xp.sum(in_batch.value) / B, weight * xp.sum(in_memory.value) / B
 
         loss, gradients = batch_loss + memory_loss, []
         if gradient:
-            of_anchors = ranks.queries.sum_own(in_batch.gradient + self.weight * in_memory.gradient) * ranks.scale / B
+            of_anchors = ranks.queries.sum_own(in_batch.gradient + weight * in_memory.gradient) * ranks.scale / B
             of_keys = in_batch.of_keys * ranks.scale / B
             if batch.keys is None:
                 known = [(batch.queries, of_anchors + of_keys)]
@@ -378,14 +428,53 @@ class Objective:
                 return _Term.zero(Z, mine(batch.stored))._replace(value=value)
             return _Term(value, W @ V, xp.matrix_transpose(W) @ Z)
 
+    def _settled(self, motion: Motion | None, moved: drift.Drift, step: Array) -> Motion | None:
+        """Return the motion with a call's drift in the running mean, and whether the memory has settled by now."""
+        if motion is None:
+            return None
+        xp, _ = backends.of(motion.drift)
+        mean, new = motion.drift, xp.astype(moved.distance, motion.drift.dtype, copy=False)
+        mean = xp.where(xp.isnan(mean), new, MEMORY_OF_DRIFT * mean + (1 - MEMORY_OF_DRIFT) * new)
+        motion = motion._replace(drift=xp.where(xp.isnan(new), motion.drift, mean))
+        if self.settle is None:
+            return motion
+        counts = (motion.settled > 0) | ((step >= self.warmup) & (motion.drift <= self.settle))
+        return motion._replace(
+            settled=xp.where(counts, xp.clip(motion.settled + 1, max=max(self.ramp, 1)), motion.settled)
+        )
+
+    def _counted(self, state: MemoryState, motion: Motion | None) -> Array:
+        """Return (), this call's number among those in which the memory term counts, from 1; below, it does not."""
+        if self.settle is None or motion is None:
+            return state.step - self.warmup + 1
+        return motion.settled
+
+    def _weight(
+        self, batch: Batch, in_batch: _Term, in_memory: _Term, counted: Array, ranks: Ranks, *, gradient: bool
+    ) -> Any:
+        """Return what the memory term is multiplied by, a constant."""
+        xp, ops = backends.of(batch.z)
+        weight: Any = self.weight
+        if self.ramp:
+            weight = weight * xp.astype(xp.clip(counted, min=0, max=self.ramp), batch.z.dtype) / self.ramp
+        if self.balance is None or not gradient:
+            return weight
+        of_batch, of_memory = (ranks.queries.sum_own(one.gradient) for one in (in_batch, in_memory))
+        if batch.keys is None:
+            of_batch = of_batch + in_batch.of_keys
+        squares = total(ranks.each, *(xp.sum(one**2) for one in (of_batch, of_memory)))
+        both = (squares[0] > 0) & (squares[1] > 0) & xp.isfinite(squares[0] + squares[1])
+        norm_of_batch, norm_of_memory = (xp.sqrt(xp.where(both, one, 1.0)) for one in squares)
+        return weight * ops.stop_gradient(xp.where(both, self.balance * norm_of_batch / norm_of_memory, 1.0))
+
     def _memory_term(
-        self, state: MemoryState, batch: Batch, own: Array | None, ranks: Ranks, *, gradient: bool
+        self, state: MemoryState, batch: Batch, own: Array | None, counted: Array, ranks: Ranks, *, gradient: bool
     ) -> _Term:
         """Compare the batch with the memory; zeros while that warms up. Memory rows are constants."""
         xp, ops = backends.of(batch.z)
-        step, count = ops.known(state.step), ops.known(state.count)
+        nth, count = ops.known(counted), ops.known(state.count)
         nothing = self.weight == 0 or batch.z.shape[0] == 0 or count == 0
-        if nothing or (step is not None and step < self.warmup):
+        if nothing or (nth is not None and nth < 1):
             return _Term.zero(batch.z)
         B, M = batch.z.shape[0], state.labels.shape[0]
         elements = (HOST_BLOCK if ops.on_host(batch.z) else DEVICE_BLOCK) // self.criterion.width
@@ -400,6 +489,7 @@ class Objective:
             step=state.step,
             dtype=batch.z.dtype,
             relation=self.relation,
+            ageing=Ageing(self.max_age, self.half_life),
         )
         with ops.full_precision(batch.z):
             found = scan(
@@ -414,7 +504,7 @@ class Objective:
                 ranks=ranks,
             )
         # Selected, never multiplied by 0: an infinite loss must not reach the warm-up as NaN.
-        warm = state.step >= self.warmup
+        warm = counted > 0
         value, dz, pairs_in_use = (None if one is None else xp.where(warm, one, xp.zeros_like(one)) for one in found)
         return _Term(value, dz, pairs=pairs_in_use)
 

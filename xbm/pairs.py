@@ -50,6 +50,27 @@ class Relation(NamedTuple):
 
 EQUALITY = Relation()
 
+MOST_HALVINGS = 60.0  # of a row's weight, whose inverse and square are then still numbers in float32
+
+
+class Ageing(NamedTuple):
+    """What the age of a row of the memory says of its pairs."""
+
+    most: int | None = None  # calls: of an older row there are none
+    half_life: float | None = None  # calls after which they count half
+
+    def weighted(self, pairs: Array, age: Array) -> Array:
+        """Return the weights (m,) of rows' pairs, times those of their ages (m,) in calls."""
+        xp = array_namespace(pairs)
+        if self.most is not None:
+            pairs = pairs * xp.astype(age <= self.most, pairs.dtype)
+        if self.half_life is not None:
+            pairs = pairs * 2.0 ** -xp.clip(xp.astype(age, pairs.dtype) / self.half_life, max=MOST_HALVINGS)
+        return pairs
+
+
+AGELESS = Ageing()
+
 
 def _answer(name: str, function: OfLabels, labels: Array, row_labels: Array, kind: str) -> Array:
     """Return what a user's function says of pairs, or refuse it."""
@@ -204,7 +225,7 @@ class Keys(NamedTuple):
 class Met(NamedTuple):
     """What m rows of a memory are to the anchors: places among the anchors' keys, -1 = none of theirs."""
 
-    filled: Array  # (m,) 1, or 0 for an empty slot
+    filled: Array  # (m,) what the row's pairs count at its age, 1 or less; 0 for an empty slot
     class_: Array  # (m,) the row's class itself
     label: Array | None  # (m,) place of its class; None where a function of the classes decides
     own: Array | None  # (m,) place of its slot
@@ -229,8 +250,9 @@ class Met(NamedTuple):
 class MemoryPairs(NamedTuple):
     """The pairs of B >= 1 anchors with the rows of a memory, block by block.
 
-    An empty slot and the anchor's own slot are no pair. With ids, neither is an older copy of the anchor: a row of
-    the anchor's id that was stored before `step`. Two views of one id in the same call stay positives.
+    An empty slot, a row that is too old and the anchor's own slot are no pair. With ids, neither is an older copy of
+    the anchor: a row of the anchor's id that was stored before `step`. Two views of one id in the same call stay
+    positives.
     """
 
     classes: Array  # (B,) class of each anchor
@@ -241,6 +263,7 @@ class MemoryPairs(NamedTuple):
     step: Array  # () index of the call
     dtype: Any  # of the weights
     relation: Relation
+    ageing: Ageing
 
     @classmethod
     def of(
@@ -253,18 +276,20 @@ class MemoryPairs(NamedTuple):
         step: Array,
         dtype: Any,
         relation: Relation = EQUALITY,
+        ageing: Ageing = AGELESS,
     ) -> Self:
         """Return the pairs of anchors with labels, own slots and ids, each (B,) or None, as weights of a dtype."""
         equal = labels if relation.is_equality else None
         sought, own, ids = (None if one is None else Keys.of(one, dtype) for one in (equal, own, ids))
-        return cls(labels, sought, own, ids, count, step, dtype, relation)
+        return cls(labels, sought, own, ids, count, step, dtype, relation, ageing)
 
     def meet(self, slots: Array, labels: Array, ids: Array, stored_at: Array) -> Met:
         """Look the rows in slots (m,) up, by what the memory holds of them, each (m,)."""
         xp = array_namespace(labels)
-        older = (ids >= 0) & (stored_at < self.step)
+        age = self.step - stored_at
+        older = (ids >= 0) & (age > 0)
         return Met(
-            filled=xp.astype(slots < self.count, self.dtype),
+            filled=self.ageing.weighted(xp.astype(slots < self.count, self.dtype), age),
             class_=labels,
             label=self._places_of_classes(labels),
             own=None if self.own is None else self.own.places_of(slots),

@@ -15,6 +15,15 @@ def eagerly() -> AbstractContextManager[Any]:
     return tf.init_scope()
 
 
+def without_gradient() -> AbstractContextManager[Any]:
+    """Return a context in which eager calls keep nothing for a backward pass: PyTorch's do unless told."""
+    if keras.backend.backend() != "torch":
+        return nullcontext()
+    import torch
+
+    return torch.no_grad()
+
+
 def strategy() -> Any:
     """Return TensorFlow's current distribution strategy, None on other backends."""
     if keras.backend.backend() != "tensorflow":

@@ -7,13 +7,17 @@ import keras
 import ml_dtypes
 import numpy as np
 
-from xbm import backends, checks, memory
+from xbm import backends, checks, compensation, memory
+from xbm.compensation import Motion
 from xbm.integers import fits as within
 from xbm.memory import MemoryState, Rows
 
 
 class Memory:
-    """Holds a `MemoryState` in variables of the fields' names: a part of a layer or of a metric, which track them."""
+    """Holds a `MemoryState` in variables of the fields' names: a part of a layer or of a metric, which track them.
+
+    Where it moves, its `Motion` is in variables beside them: `motion_shift`, ...
+    """
 
     embeddings: keras.Variable
     labels: keras.Variable
@@ -26,6 +30,7 @@ class Memory:
 
     capacity: int
     row_dtype: str
+    moves: bool
 
     @property
     def begun(self) -> bool:
@@ -44,13 +49,14 @@ class Memory:
 
     def begin(self, dim: int) -> None:
         """Make the variables of an empty memory."""
-        integer = integer_dtype()
-        for name, values in memory.init(capacity=self.capacity, dim=dim)._asdict().items():
+        state = memory.init(capacity=self.capacity, dim=dim)
+        for name, values in (state._asdict() | self._named(compensation.init(state))).items():
 
             def initial(shape: tuple[int, ...], dtype: str, values: Any = values) -> Any:
                 return keras.ops.convert_to_tensor(values, dtype=dtype)
 
-            dtype = self.row_dtype if name == "embeddings" else integer
+            floating = self.row_dtype if name == "embeddings" else "float32"
+            dtype = integer_dtype() if np.issubdtype(values.dtype, np.integer) else floating
             # Not by `add_weight`: its synchronisation mode makes TensorFlow refuse a scatter.
             variable = keras.Variable(
                 initial, shape=values.shape, dtype=dtype, trainable=False, autocast=False, name=name
@@ -62,42 +68,61 @@ class Memory:
         return memory.rows(self._to_numpy())
 
     def clear(self) -> None:
-        """Empty the memory. Steps and skipped rows count on: a warm-up that is over stays over."""
+        """Empty the memory, which is then still. Steps and skipped rows count on: a warm-up that is over stays over."""
         self._assign(memory.clear(self._to_numpy()))
 
     def state(self) -> MemoryState:
         """Return the variables' values."""
         return MemoryState(*(getattr(self, name).value for name in MemoryState._fields))
 
-    def keep(self, before: MemoryState, after: MemoryState) -> None:
-        """Assign what the step from `before` to `after` did not write in place."""
+    def motion(self) -> Motion | None:
+        """Return how the memory moves; None if it does not."""
+        if not self.moves:
+            return None
+        return Motion(*(keras.ops.convert_to_tensor(getattr(self, f"motion_{name}")) for name in Motion._fields))
+
+    def keep(self, before: MemoryState, after: MemoryState, motion: Motion | None = None) -> None:
+        """Assign what the step from `before` to `after` did not write in place, and the motion after it."""
         for name, old, new in zip(MemoryState._fields, before, after, strict=True):
             if new is not old:
                 getattr(self, name).assign(new)
+        if motion is not None:
+            self._assign_all(self._named(motion))
 
     def save_own_variables(self, store: Any) -> None:
         """Save the memory, unless it has not begun."""
         if self.begun:
-            for name, values in self._to_numpy()._asdict().items():
+            motion = {name: keras.ops.convert_to_numpy(value) for name, value in self._named(self.motion()).items()}
+            for name, values in (self._to_numpy()._asdict() | motion).items():
                 store[name] = values
 
     def load_own_variables(self, store: Mapping[str, Any]) -> None:
-        """Take a memory of any capacity, its newest rows; a file without one empties this one."""
+        """Take a memory of any capacity, its newest rows, and its motion; a file without either begins it anew."""
         names = set(store.keys()) if store is not None else set()
         missing = sorted(set(MemoryState._fields) - names)
         if missing and len(missing) < len(MemoryState._fields):
             raise ValueError(f"The saved memory has no {', '.join(missing)}, the one here is left as it is")
         if not missing:
             saved = MemoryState(*(_widened(np.array(store[name])) for name in MemoryState._fields))
-            self._assign(self._fitted(saved))
+            self._assign(self._fitted(saved), _motion_in(store, saved.embeddings.shape[1]))
         elif self.begun:
             self._assign(memory.init(capacity=self.capacity, dim=self.embeddings.shape[1]))
 
-    def _assign(self, state: MemoryState) -> None:
+    def _assign(self, state: MemoryState, motion: Motion | None = None) -> None:
+        """Begin anew with these rows, and this motion if it is known."""
         if not self.begun:
             self.begin(state.embeddings.shape[1])
-        for name, values in state._asdict().items():
-            getattr(self, name).assign(values)
+        self._assign_all(state._asdict() | self._named(motion or compensation.init(state)))
+
+    def _assign_all(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            getattr(self, name).assign(value)
+
+    def _named(self, motion: Motion | None) -> dict[str, Any]:
+        """Return a motion by its variables' names; nothing of it where the memory does not move."""
+        if motion is None or not self.moves:
+            return {}
+        return {f"motion_{name}": value for name, value in motion._asdict().items()}
 
     def _to_numpy(self) -> MemoryState:
         return MemoryState(*(_widened(keras.ops.convert_to_numpy(value)) for value in self.state()))
@@ -118,6 +143,13 @@ class Memory:
         if problem:
             raise ValueError(f"The memory was left as it is. The saved one cannot be loaded: {problem}")
         return fitted
+
+
+def _motion_in(store: Mapping[str, Any], dim: int) -> Motion | None:
+    """Return the motion in a file; None where there is none of rows of this size."""
+    found = {name: np.array(store[f"motion_{name}"]) for name in Motion._fields if f"motion_{name}" in store}
+    whole = len(found) == len(Motion._fields) and found["shift"].shape == (dim,)
+    return Motion(**found) if whole else None
 
 
 def integer_dtype() -> str:

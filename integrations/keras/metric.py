@@ -8,8 +8,14 @@ from xbm import backends
 from xbm.integrations.keras.memory import Memory
 from xbm.objective import REPORT
 
-AVERAGED = ("memory_loss", "memory_pairs", "memory_drift")
-_PLACES = [REPORT.index("memory_loss"), REPORT.index("pairs"), REPORT.index("drift")]
+AVERAGED = {
+    "memory_loss": "memory_loss",
+    "memory_pairs": "pairs",
+    "memory_drift": "drift",
+    "memory_drift_before": "drift_before",
+    "memory_drift_after": "drift_after",
+}
+"""What `fit` shows, and of which figures it is the average."""
 
 
 class MemoryMetric(Memory, keras.metrics.Metric):
@@ -18,26 +24,29 @@ class MemoryMetric(Memory, keras.metrics.Metric):
     A metric's variables go through a compiled step of every backend, are no weights, and are never an optimizer's.
     """
 
-    def __init__(self, capacity: int, dtype: str, *, with_drift: bool) -> None:
+    def __init__(self, capacity: int, dtype: str, *, moves: bool, with_drift: bool, with_maps: bool) -> None:
         keras.metrics.Metric.__init__(self, name="xbm_memory", dtype="float32")
-        self.capacity, self.row_dtype, self.with_drift = capacity, dtype, with_drift
+        self.capacity, self.row_dtype, self.moves = capacity, dtype, moves
+        shown = {"drift": with_drift, "drift_before": with_maps, "drift_after": with_maps}
+        self.averaged = tuple(name for name, figure in AVERAGED.items() if shown.get(figure, True))
         self.attachment: Any = None  # what currently uses this memory in the model's steps
 
         def variable(name: str, size: int, initial: str) -> keras.Variable:
             return keras.Variable(initial, shape=(size,), dtype="float32", trainable=False, autocast=False, name=name)
 
         self.figures = variable("figures", len(REPORT), "zeros")  # the last training call's
-        self.sums, self.weights = (variable(name, len(AVERAGED), "zeros") for name in ("sums", "weights"))
+        self.sums, self.weights = (variable(name, len(self.averaged), "zeros") for name in ("sums", "weights"))
 
     def record(self, report: Any, size: Any, *, training: bool) -> None:
         """Average the figures of a call with a batch of some size; remember those of a training call."""
         if training:
             self.figures.assign(report)
         xp, _ = backends.of(report)
-        figures = xp.stack([report[place] for place in _PLACES])
-        # Only a drift may be missing: a NaN of the loss is to be seen.
+        figures = xp.stack([report[REPORT.index(AVERAGED[name])] for name in self.averaged])
         size = keras.ops.cast(size, "float32")
-        weights = xp.stack([size, size, xp.where(keras.ops.isnan(figures[-1]), xp.zeros_like(size), size)])
+        # Only a drift may be missing: a NaN of the loss is to be seen.
+        known = [xp.zeros_like(size) if "drift" in name else size for name in self.averaged]
+        weights = xp.where(keras.ops.isnan(figures), xp.stack(known), size)
         seen = xp.where(weights > 0, figures * weights, xp.zeros_like(weights))
         self.sums.assign(self.sums.value + seen)
         self.weights.assign(self.weights.value + weights)
@@ -47,7 +56,7 @@ class MemoryMetric(Memory, keras.metrics.Metric):
         if self.attachment is None or not self.begun:
             return {}
         averages = self.sums.value / self.weights.value
-        found = {name: averages[i] for i, name in enumerate(AVERAGED) if name != "memory_drift" or self.with_drift}
+        found = {name: averages[i] for i, name in enumerate(self.averaged)}
         return found | {"memory_fill": keras.ops.cast(self.count.value, "float32") / self.capacity}
 
     def reset_state(self) -> None:

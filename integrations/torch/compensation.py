@@ -1,5 +1,6 @@
 """Rounds of drift compensation: rows of the memory embedded anew by the user's encoder."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from xbm import checks
+from xbm.backends.torch import is_compiling
 from xbm.compensation import Compensation, Motion
 from xbm.integrations.torch.ranks import ProcessSpread, Together
 from xbm.memory import MemoryState
@@ -70,7 +72,8 @@ def _embedded(
     device, dim = state.embeddings.device, state.embeddings.shape[1]
     fresh = torch.zeros(len(ids), dim, device=device)
     if known.any():
-        with torch.no_grad(), unchanged_statistics():
+        with torch.no_grad(), unchanged_statistics(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"Using `torch.compile\(module\)` when there are global hooks")
             found = embed(ids[known])
         checks.embeddings("what embed returns", found, state.embeddings)
         if len(found) != int(known.sum()):
@@ -90,13 +93,16 @@ def unchanged_statistics() -> Iterator[None]:
     """Give whatever batch norm is called meanwhile copies of its running statistics, and take them away at the end.
 
     The modules are in the mode they are in: in training, they normalise by the batch. What a graph that waits for its
-    backward pass has saved of them is not written into.
+    backward pass has saved of them is not written into. A module that was compiled in place, by `module.compile()`, is
+    not seen; one that `torch.compile(module)` returned is.
     """
     seen: set[torch.nn.Module] = set()
     kept: list[tuple[torch.nn.Module, dict[str, torch.Tensor | None]]] = []
 
     def swap(module: torch.nn.Module, inputs: Any) -> None:
-        for one in () if module in seen else module.modules():  # within a compiled module no other hook is called
+        if is_compiling():  # a compiled module has come by as a whole before
+            return
+        for one in () if module in seen else module.modules():
             if isinstance(one, _NormBase) and one not in seen:
                 kept.append((one, dict(one._buffers)))
                 one._buffers.update((name, None if b is None else b.clone()) for name, b in kept[-1][1].items())

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from xbm.experiments import engines, glyphs
 from xbm.experiments.cli import main
-from xbm.experiments.demo import one_run
+from xbm.experiments.demo import one_run, plans
 from xbm.experiments.plan import FRAMEWORKS, Plan, plan_of
 
 
@@ -30,7 +30,7 @@ def own_cache(tmp_path, monkeypatch):
 def test_quick_demo_ends_with_a_table_and_a_report(tmp_path):
     result = CliRunner().invoke(main, ["demo", "--quick", "--steps", "20", "--out", str(tmp_path / "a" / "b")])
     assert result.exit_code == 0, result.output
-    for column in ("R@1", "MAP@R", "seconds", "memory MB", "in-batch only", "difference"):
+    for column in ("R@1", "MAP@R", "seconds", "memory MB", "in-batch only", "moving memory", "last against first"):
         assert column in result.output
     assert f"torch {torch.__version__}" in result.output
     for figure in ("loss", "fill", "pairs", "drift"):
@@ -43,18 +43,22 @@ def test_quick_demo_ends_with_a_table_and_a_report(tmp_path):
 
 def test_the_runs_differ_by_the_memory_alone(data):
     plan = Plan(steps=20, warmup=10, capacity=64, evaluate_every=10)
-    without, with_memory = (one_run(plan, *data, memory=memory) for memory in (False, True))
+    without, with_memory, moving = (one_run(each, *data) for each in plans(plan))
     assert without.figures["batch_loss"][0] == with_memory.figures["batch_loss"][0]  # at step 10, the last without it
     assert without.figures["batch_loss"][1] != with_memory.figures["batch_loss"][1]
     assert with_memory.figures["memory_loss"][0] == 0 < with_memory.figures["memory_loss"][1]
     assert without.recall[:2] == with_memory.recall[:2]
     assert without.memory_megabytes == 0 < with_memory.memory_megabytes
     assert with_memory.figures["fill"] == [1.0, 1.0]
+    assert moving.figures["batch_loss"][0] == with_memory.figures["batch_loss"][0]  # what moves counts as the memory does
+    assert moving.figures["memory_loss"][1] != with_memory.figures["memory_loss"][1]
+    assert np.isnan(with_memory.figures["drift_after"]).all()
+    assert (np.asarray(moving.figures["drift_after"]) <= moving.figures["drift_before"]).all()
 
 
 def test_a_seed_fixes_the_run(data):
     plan = Plan(steps=10, warmup=2, capacity=64, evaluate_every=10)
-    first, again, other = (one_run(one, *data, memory=True) for one in (plan, plan, Plan(**vars(plan) | {"seed": 1})))
+    first, again, other = (one_run(one, *data) for one in (plan, plan, Plan(**vars(plan) | {"seed": 1})))
     assert first.figures["batch_loss"] == again.figures["batch_loss"]
     np.testing.assert_array_equal(first.neighbours, again.neighbours)
     assert first.figures["batch_loss"] != other.figures["batch_loss"]

@@ -34,7 +34,8 @@ def rewrite(array: Array, visit: Callable[..., Array], column: Array, size: int)
     Consumes `array`: only the returned one may be used afterwards. A full copy here.
     """
     xp, M = array_namespace(array), array.shape[0]
-    return xp.concat([visit(array[i : i + size, ...], column[i : i + size]) for i in range(0, M, size)])
+    blocks = [slice(i, min(i + size, M)) for i in range(0, M, size)]
+    return xp.concat([visit(array[block, ...], column[block]) for block in blocks])
 
 
 def rewrite_in_place(array: Array, visit: Callable[..., Array], column: Array, size: int) -> Array:

@@ -90,6 +90,11 @@ def groups(runs):
         for name, term, dash in (("batch_loss", "batch loss", ""), ("memory_loss", "memory loss", "dashed"))
         for line in readings(runs, name)
     ]
+    moved = [
+        line._replace(label=f"{line.label}: {when} the move", dash=dash)
+        for name, when, dash in (("drift_before", "before", ""), ("drift_after", "after", "dashed"))
+        for line in readings(runs, name)
+    ]
     groups = {
         "recall": [Chart("recall", "R@1", recall, (WIDE, NARROW), noisy=False)],
         "probe": [Chart("probe", "Slow drift", probed(runs), (WIDE, NARROW), noisy=False, log=True)],
@@ -100,6 +105,7 @@ def groups(runs):
             Chart("drift", "Drift of rows that return", readings(runs, "drift")),
             Chart("drift-age", "Age of these rows, in steps", readings(runs, "drift_age")),
         ],
+        "compensation": [Chart("compensation", "Drift before and after compensation", moved, (WIDE, NARROW))],
     }
     for name, charts in groups.items():
         yield name, [chart for chart in charts if chart.lines]

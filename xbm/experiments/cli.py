@@ -69,15 +69,15 @@ def main():
 @main.command()
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of weights and batches.")
 @click.option(
-    "--steps", type=COUNT, help=f"Training steps of either run.  [default: {FULL.steps}; quick: {QUICK.steps}]"
+    "--steps", type=COUNT, help=f"Training steps of each run.  [default: {FULL.steps}; quick: {QUICK.steps}]"
 )
 @click.option("--framework", type=click.Choice(FRAMEWORKS), default="torch", show_default=True, help="What trains.")
 @click.option("--out", type=FOLDER, default="xbm-demo", show_default=True, help="Folder for report.html.")
 @click.option("--quick", is_flag=True, help="A small data set and few steps: seconds, and no result to speak of.")
 def demo(seed, steps, framework, out, quick):
-    """Train a small network without and with the memory, and compare.
+    """Train a small network without a memory, with one, and with one that moves along, and compare.
 
-    Both runs start from the same weights and see the same batches of font glyphs. Ends with a table and a report.
+    All runs start from the same weights and see the same batches of font glyphs. Ends with a table and a report.
     """
     _writable(out)
     with refusing():
@@ -113,6 +113,15 @@ def demo(seed, steps, framework, out, quick):
     show_default=True,
     help="Of the memory; 0 trains without one.",
 )
+@click.option("--follow", is_flag=True, help="Shift the memory after each batch's mean: it goes stale more slowly.")
+@click.option(
+    "--probes",
+    type=click.IntRange(min=0),
+    default=Config.probes,
+    show_default=True,
+    help="Rows embedded anew every --every steps, to move the memory by what they tell; 0 or at least 8.",
+)
+@click.option("--every", type=COUNT, default=Config.every, show_default=True, metavar="STEPS")
 @click.option("--classes", type=click.IntRange(min=2), default=Config.classes, show_default=True, help="P in a batch.")
 @click.option("--instances", type=COUNT, default=Config.instances, show_default=True, help="K pictures of each.")
 @click.option("--steps", type=COUNT, default=Config.steps, show_default=True)

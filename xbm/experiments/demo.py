@@ -1,4 +1,4 @@
-"""The main job: the same training twice, without and with the memory, and what it did to recall."""
+"""The main job: the same training without a memory, with one, and with one that moves; and what that did to recall."""
 
 import platform
 from dataclasses import asdict, replace
@@ -13,10 +13,12 @@ from xbm.experiments.progress import bars, shown
 from xbm.experiments.training import Training
 
 QUERIES = 12  # shown in the report
+PROBES, EVERY = 32, 8  # rows that are embedded anew every so many steps, for the memory that moves
+SHORT = {(False, False): "in-batch only", (True, False): "with memory", (True, True): "that moves"}  # names of the bars
 
 
 def run(plan, *, framework, quick, out, console):
-    """Train without and with the memory, print a table and write `report.html` into the folder `out`.
+    """Train without a memory, with one, and with one that moves with the network; print a table and write `report.html` into the folder `out`.
 
     Raises
     ------
@@ -33,7 +35,7 @@ def run(plan, *, framework, quick, out, console):
     )
     with bars(console) as progress:
         options = {"framework": framework, "progress": progress}
-        runs = [one_run(plan, train_set, test_set, memory=memory, **options) for memory in (False, True)]
+        runs = [one_run(each, train_set, test_set, **options) for each in plans(plan)]
     made_of = ", ".join(f"{name} {version}" for name, version in engine.versions().items())
     console.print(table(runs, made_of))
     queries = np.random.default_rng(plan.seed).choice(len(test_set.labels), QUERIES, replace=False)
@@ -51,26 +53,30 @@ def run(plan, *, framework, quick, out, console):
     return runs
 
 
-def one_run(plan, train_set, test_set, *, memory, framework="torch", progress=None):
-    """Train once, with the plan's memory or in-batch only, and return the report's `Run`.
+def plans(plan):
+    """Return the plans of the runs: without the memory, with it, and with one that moves with the network."""
+    return replace(plan, weight=0.0), plan, replace(plan, follow=True, probes=PROBES, every=EVERY)
+
+
+def one_run(plan, train_set, test_set, *, framework="torch", progress=None):
+    """Train once and return the report's `Run`.
 
     Parameters
     ----------
     plan : Plan
     train_set, test_set : Glyphs
         Of disjoint classes.
-    memory : bool
     framework : str
         Among `plan.FRAMEWORKS`.
     progress : rich.progress.Progress, optional
         Where to show a bar.
     """
     train_set, test_set = (Pictures(one.images[:, None], one.labels, one.characters) for one in (train_set, test_set))
-    training = Training(plan if memory else replace(plan, weight=0.0), train_set, test_set, framework)
+    training = Training(plan, train_set, test_set, framework)
     if progress is None:
         training.run()
     else:
-        training.run(shown(training, progress, "with memory  " if memory else "in-batch only"))
+        training.run(shown(training, progress, f"{SHORT[bool(plan.weight), bool(plan.probes)]:13}"))
     outcome, _ = training.outcome(test_set)
     return outcome
 
@@ -89,12 +95,12 @@ def table(runs, made_of):
             f"{one.seconds:.1f}",
             f"{one.memory_megabytes:.1f}",
         )
-    without, with_memory = runs
+    without, with_memory = runs[0], runs[-1]
     gain = (with_memory.recall_at_1 - without.recall_at_1, with_memory.map_at_r - without.map_at_r)
     more = with_memory.seconds - without.seconds
     extra = with_memory.memory_megabytes
     result.add_section()
-    result.add_row("difference", f"{gain[0]:+.3f}", f"{gain[1]:+.3f}", f"{more:+.1f}", f"{extra:+.1f}")
+    result.add_row("last against first", f"{gain[0]:+.3f}", f"{gain[1]:+.3f}", f"{more:+.1f}", f"{extra:+.1f}")
     return result
 
 

@@ -1,10 +1,12 @@
 """The progress bar of a training run."""
 
+from math import isfinite
+
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 
 def bars(console):
-    """Return progress bars: share of the steps, loss, and the memory's fill, pairs in use and drift."""
+    """Return progress bars: share of the steps, loss, and the memory's fill, pairs in use and drift, before and after it moved."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=6),
@@ -29,5 +31,7 @@ def shown(training, progress, name):
 def _figures(now):
     text = f"loss {now['batch_loss'] + now.get('memory_loss', 0):.3f}"
     if "fill" in now:
-        text += f" fill {now['fill']:4.0%} pairs {now['pairs']:5.0f} drift {now['drift']:.3f}"
+        moved = isfinite(now["drift_after"])
+        drift = f"{now['drift_before']:.3f} to {now['drift_after']:.3f}" if moved else f"{now['drift']:.3f}"
+        text += f" fill {now['fill']:4.0%} pairs {now['pairs']:5.0f} drift {drift}"
     return text

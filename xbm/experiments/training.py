@@ -132,9 +132,10 @@ class Training:
         embeddings = finite(self.engine.embed(pictures.images))
         found = retrieval(embeddings, pictures.labels, k)
         neighbours = metrics.neighbours(embeddings, k=min(SHOWN, len(embeddings) - 1))
-        memory = self.plan.weight > 0
+        memory, moves = self.plan.weight > 0, self.plan.compensation is not None
+        named = f"{'moving ' if moves else ''}memory of {self.plan.capacity:,} rows"
         run = Run(
-            name=f"memory of {self.plan.capacity:,} rows" if memory else "in-batch only",
+            name=named if memory else "in-batch only",
             **self.curves,
             recall_at_1=found.recall[1],
             r_precision=found.r_precision,

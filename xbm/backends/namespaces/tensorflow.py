@@ -11,6 +11,7 @@ promoted) is an error, TensorFlow's own mostly. Where the standard leaves it ope
 import builtins
 from collections.abc import Callable, Sequence
 from math import inf, nan
+from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import ml_dtypes
@@ -51,6 +52,8 @@ __all__ = [
     "int64",
     "isdtype",
     "isfinite",
+    "isnan",
+    "linalg",
     "log",
     "logaddexp",
     "matrix_transpose",
@@ -217,8 +220,8 @@ def _elementwise(function: Callable[[Array], Array]) -> Callable[[Array], Array]
 
 
 abs, exp, log = _elementwise(tf.abs), _elementwise(tf.exp), _elementwise(tf.math.log)
-sqrt, sign, isfinite = _elementwise(tf.sqrt), _elementwise(tf.sign), _elementwise(tf.math.is_finite)
-tanh = _elementwise(tf.tanh)
+sqrt, sign, tanh = _elementwise(tf.sqrt), _elementwise(tf.sign), _elementwise(tf.tanh)
+isfinite, isnan = _elementwise(tf.math.is_finite), _elementwise(tf.math.is_nan)
 
 
 def maximum(x1: Array, x2: Array, /) -> Array:
@@ -383,3 +386,20 @@ def take(x: Array, indices: Array, /, *, axis: int | None = None) -> Array:
 
 def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
     return tf.gather(x, indices, axis=axis, batch_dims=x.shape.rank - 1)  # the last axis, or TensorFlow's own error
+
+
+# Linear algebra: an extension of the standard
+
+
+class Eigen(NamedTuple):
+    """Of symmetric matrices (..., n, n)."""
+
+    eigenvalues: Array  # (..., n), rising
+    eigenvectors: Array  # (..., n, n), as columns
+
+
+def _eigh(x: Array, /) -> Eigen:
+    return Eigen(*tf.linalg.eigh(x))
+
+
+linalg = SimpleNamespace(eigh=_eigh)

@@ -35,33 +35,54 @@ class Engine(Stepwise):
         self.definition, weights, statistics = nnx.split(network, nnx.Param, nnx.BatchStat)
         memory = xbm.init(capacity=plan.capacity if plan.weight else 1, dim=plan.dim, xp=jnp)
         self.objective = xbm.Objective(
-            loss=losses.get(plan.loss, plan.reduction), miner=plan.miner, weight=plan.weight, warmup=plan.warmup
+            loss=losses.get(plan.loss, plan.reduction),
+            miner=plan.miner,
+            weight=plan.weight,
+            warmup=plan.warmup,
+            compensate=plan.compensation,
         )
         self.adam = optax.scale_by_adam()
-        self.carry = weights, statistics, self.adam.init(weights), memory
+        motion = xbm.compensation.init(memory) if plan.compensation else None
+        self.carry = weights, statistics, self.adam.init(weights), memory, motion
         self.memory_bytes = sum(array.nbytes for array in memory)
-        self.report = None
+        self.images, self.report, self.steps = images, None, 0
         self._step = jax.jit(self._stepped, donate_argnums=0)
+        self._move = jax.jit(self._moved, donate_argnums=0)
         self._embed = jax.jit(self._embedded)
 
     def step(self, images, labels, ids, rate):
         """Take one step at a learning rate; return the loss of before it."""
         labels, ids = (one.astype(np.int32) for one in (labels, ids))
+        compensation = self.objective.compensate
+        if compensation is not None and compensation.due(self.steps):
+            memory = self.carry[3]
+            slots, filled = compensation.slots(memory)
+            fresh = self.images[np.maximum(memory.ids[slots], 0)]
+            self.carry = self._move(self.carry, slots, filled, fresh)
+        self.steps += 1
         self.carry, loss, self.report = self._step(self.carry, images, labels, ids, np.float32(rate))
         return float(loss)
 
     def _stepped(self, carry, images, labels, ids, rate):
-        weights, statistics, moments, memory = carry
+        weights, statistics, moments, memory, motion = carry
 
         def loss_of(weights):
             network = nnx.merge(self.definition, weights, statistics, copy=True)
-            result = self.objective.step(memory, network(as_input(images)), labels, ids=ids)
-            return result.loss, (nnx.state(network, nnx.BatchStat), result.state, result.report)
+            result = self.objective.step(memory, network(as_input(images)), labels, ids=ids, motion=motion)
+            return result.loss, (nnx.state(network, nnx.BatchStat), result)
 
-        (loss, (statistics, memory, report)), gradient = jax.value_and_grad(loss_of, has_aux=True)(weights)
+        (loss, (statistics, result)), gradient = jax.value_and_grad(loss_of, has_aux=True)(weights)
         updates, moments = self.adam.update(gradient, moments)
         weights = jax.tree.map(lambda weight, update: weight - rate * update, weights, updates)
-        return (weights, statistics, moments, memory), loss, report
+        return (weights, statistics, moments, result.state, result.motion), loss, result.report
+
+    def _moved(self, carry, slots, filled, images):
+        """Return the carry with the memory moved by what the network makes of some of its rows' pictures by now."""
+        weights, statistics, moments, memory, motion = carry
+        network = nnx.merge(self.definition, weights, statistics, copy=True)
+        fresh = network(as_input(images))  # in training mode: normalised by the batch, whose statistics are dropped
+        memory, motion = self.objective.compensate.move(memory, motion, slots, fresh, filled)
+        return weights, statistics, moments, memory, motion
 
     def embed(self, images):
         """Return the embeddings (n, D) of pictures (n, C, H, W) uint8, on the host."""

@@ -1,0 +1,278 @@
+"""A moving memory under PyTorch: its rounds are the core's, touch nothing else, resume exactly, and are one on all ranks."""
+
+import copy
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from tests.processes import shared
+from xbm import Compensation, compensation
+from xbm.integrations.torch import XBM
+from xbm.integrations.torch.compensation import unchanged_statistics
+from xbm.memory import MemoryState
+
+DIM, CAPACITY, SAMPLES = 4, 32, 40
+ROUNDS = {"probes": 16, "every": 3}
+PICTURES = torch.randn(SAMPLES, 6, generator=torch.Generator().manual_seed(0))
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, DIM))
+
+
+def made(encoder, options=ROUNDS, **more):
+    compensate = Compensation(**options)
+    embed = (lambda ids: encoder(PICTURES[ids])) if compensate.probes else None
+    return XBM(DIM, CAPACITY, warmup=2, compensate=compensate, embed=embed, **more)
+
+
+def train(encoder, module, optimizer, steps, seed=0):
+    """Take steps; return their losses."""
+    losses = []
+    for step in steps:
+        ids = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(seed + step))[:12]
+        loss = module(encoder(PICTURES[ids]), ids % 5, ids=ids)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def buffers(module):
+    return {name: value.clone() for name, value in module.named_buffers() if name not in ("marker", "figures")}
+
+
+def same(mine, theirs):
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+
+
+def test_a_round_is_the_cores_and_touches_nothing_else():
+    encoder = network()
+    module = made(encoder)
+    train(encoder, module, torch.optim.SGD(encoder.parameters(), lr=0.1), range(3))
+    state = MemoryState(*(module.get_buffer(name).clone() for name in MemoryState._fields))
+    motion = compensation.Motion(*(module.get_buffer(f"motion_{name}").clone() for name in compensation.Motion._fields))
+    statistics, generator = buffers(encoder), torch.random.get_rng_state()
+
+    slots, filled = module.objective.compensate.slots(state)
+    with torch.no_grad():
+        fresh = copy.deepcopy(encoder)(PICTURES[state.ids[slots]])
+    state, motion = module.objective.compensate.move(state, motion, slots, fresh, filled)
+
+    ids = torch.arange(12)
+    z = encoder(PICTURES[ids])
+    statistics_after = buffers(encoder)
+    module(z, ids % 5, ids=ids).backward()  # what the graph has saved of the encoder is as it was
+    assert encoder[0].weight.grad.abs().sum() > 0
+    same(buffers(encoder), statistics_after)
+    assert not torch.equal(statistics["1.running_mean"], statistics_after["1.running_mean"])  # by the batch alone
+    assert torch.equal(torch.random.get_rng_state(), generator)
+
+    expected = module.objective.step(state, z.detach(), ids % 5, ids=ids, motion=motion)
+    same({name: module.get_buffer(name) for name in MemoryState._fields}, expected.state._asdict())
+    same({name: module.get_buffer(f"motion_{name}") for name in compensation.Motion._fields}, expected.motion._asdict())
+    assert module.report["drift_after"] == float(expected.motion.after) < module.report["drift_before"]
+
+
+def test_statistics_come_back_also_from_an_error():
+    encoder = network()
+    before = buffers(encoder)
+    with pytest.raises(ZeroDivisionError), unchanged_statistics():
+        encoder(PICTURES)
+        raise ZeroDivisionError
+    same(buffers(encoder), before)
+    with unchanged_statistics(), torch.no_grad():
+        found = encoder(PICTURES)
+    assert torch.equal(found, copy.deepcopy(encoder)(PICTURES))  # normalised by the batch all the same
+    same(buffers(encoder), before)
+
+
+@pytest.mark.parametrize("options", [ROUNDS, {}, {"returning": True}], ids=["rounds", "follow", "returning"])
+def test_resume_is_exact(options):
+    def started():
+        encoder = network()
+        return encoder, made(encoder, options), torch.optim.Adam(encoder.parameters(), lr=0.05)
+
+    parts = started()
+    train(*parts, range(5))
+    saved = [copy.deepcopy(part.state_dict()) for part in parts]
+    wanted = train(*parts, range(5, 12))
+    resumed = started()
+    train(*resumed, range(2))  # a run of its own, all of whose memory is replaced
+    for part, state in zip(resumed, saved, strict=True):
+        part.load_state_dict(state)
+    assert train(*resumed, range(5, 12)) == wanted
+    same(buffers(resumed[1]), buffers(parts[1]))
+    assert float(parts[1].motion_trust) != 0
+
+
+def test_saved_with_and_loaded_without_and_the_other_way_round():
+    encoder = network()
+    moving, still = made(encoder), XBM(DIM, CAPACITY, warmup=2)
+    train(encoder, moving, torch.optim.SGD(encoder.parameters(), lr=0.1), range(7))
+    still.load_state_dict(moving.state_dict())
+    assert torch.equal(still.embeddings, moving.embeddings)
+    moving.load_state_dict(still.state_dict())
+    same(
+        {name: moving.get_buffer(f"motion_{name}") for name in compensation.Motion._fields},
+        compensation.init(moving._state())._asdict(),
+    )
+
+
+def test_a_copy_and_a_cleared_memory_are_still():
+    encoder = network()
+    module = made(encoder)
+    train(encoder, module, torch.optim.SGD(encoder.parameters(), lr=0.1), range(7))
+    twin = copy.deepcopy(module)
+    assert twin._embed is module._embed
+    module.clear()
+    for one in (twin, module):
+        assert float(one.motion_trust) == 0
+        assert one.motion_before.isnan()
+
+
+def test_evaluation_moves_nothing():
+    encoder = network()
+    module = made(encoder, {"probes": 16, "every": 1})
+    train(encoder, module, torch.optim.SGD(encoder.parameters(), lr=0.1), range(4))
+    before = buffers(module)
+    module.eval()(encoder(PICTURES[:12]), torch.arange(12) % 5, ids=torch.arange(12))
+    same(buffers(module), before)
+
+
+def refuses(error, sentence, module, call):
+    """Assert that a call raises, and that a step with a good embed then goes on."""
+    before = buffers(module)
+    with pytest.raises(error, match=sentence):
+        call()
+    same(buffers(module), before)
+
+
+def test_bad_embeddings_are_refused_and_nothing_is_lost():
+    encoder, ids = network(), torch.arange(12)
+    for embed, error, sentence in (
+        (lambda ids: encoder(PICTURES[ids])[1:], ValueError, "a row for each of the 12 ids, got 11"),
+        (lambda ids: PICTURES[ids], ValueError, r"what embed returns must have shape \(B, 4\), .* got \(12, 6\)"),
+        (lambda ids: None, TypeError, "what embed returns must be an array of torch, got NoneType"),
+        (lambda ids: torch.zeros(len(ids), DIM, dtype=torch.int64), TypeError, "what embed returns must be float32"),
+    ):
+        module = XBM(DIM, CAPACITY, compensate=Compensation(probes=16, every=1), embed=embed)
+        module(encoder(PICTURES[ids]), ids % 5, ids=ids)
+        refuses(error, sentence, module, partial(module, encoder(PICTURES[ids]), ids % 5, ids=ids))
+    module = made(encoder, {"probes": 16, "every": 1})
+    module(encoder(PICTURES[ids]), ids % 5)
+    refuses(ValueError, "knows no samples .* give every batch its ids", module, partial(module, PICTURES[:, :4], ids))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "sentence"),
+    [
+        ({"compensate": Compensation(probes=16)}, ValueError, "give both or none"),
+        ({"compensate": Compensation(), "embed": len}, ValueError, "give both or none"),
+        ({"embed": len}, ValueError, "give both or none"),
+        ({"compensate": Compensation(probes=16), "embed": 3}, TypeError, r"embed must be callable as embed\(ids\), got 3"),
+        ({"compensate": "follow"}, TypeError, "compensate must be an xbm.Compensation, got 'follow'"),
+    ],
+)
+def test_options_are_refused(options, error, sentence):
+    with pytest.raises(error, match=sentence):
+        XBM(DIM, CAPACITY, **options)
+
+
+def moved(history, options, mode):
+    """Take steps on this rank; return the memory and its motion."""
+    encoder = nn.Linear(6, DIM).double()  # no batch norm: that of a part of the rows would be another
+    torch.nn.init.eye_(encoder.weight)
+    torch.nn.init.zeros_(encoder.bias)
+    many = dist.is_initialized()
+    embed = (lambda ids: encoder(PICTURES[ids].double())) if options.get("probes") else None
+    shard = {"shard": True} if mode == "sharded" else {}
+    module = XBM(
+        DIM, CAPACITY, warmup=1, dtype=torch.float64, compensate=Compensation(**options), embed=embed, **shard
+    )
+    for step, ids in enumerate(history):
+        own = torch.tensor(ids[dist.get_rank()] if many else [one for part in ids for one in part])
+        with torch.no_grad():
+            encoder.weight += 0.05 * torch.sin(torch.arange(6 * DIM).reshape(DIM, 6) + step)
+            encoder.bias += 0.05
+        module(encoder(PICTURES[own].double()), own % 5, ids=own)
+    return {name: value.numpy() for name, value in buffers(module).items()}
+
+
+@pytest.mark.parametrize("mode", ["replicated", "sharded"])
+@pytest.mark.parametrize("options", [{"follow": False, **ROUNDS}, {}, {"returning": True}], ids=["rounds", "follow", "returning"])
+def test_ranks_are_one_process(mode, options):
+    """All ranks' pairs are one fit's. A shard asks for rows of its own, so it has other pairs than one process."""
+    rng, two = np.random.default_rng(0), shared(2)
+    history = [[rng.choice(SAMPLES, n, replace=False).tolist() for n in (9, 7)] for _ in range(8)]
+    options = dict(options, form="shift") if mode == "sharded" else options
+    many, one = two.run(moved, history, options, mode), moved(history, options, mode="replicated")
+    for name, value in one.items():
+        held = [state[name] for state in many]
+        if mode == "sharded" and name in ("embeddings", "labels", "ids", "stored_at"):
+            held = [np.concatenate(held)]
+        for mine in held:
+            np.testing.assert_array_equal(mine, held[0], err_msg=name)
+            if name.startswith("motion_") and mode == "sharded" and "probes" in options:
+                continue
+            # Where all move by one shift, it is the same whichever rows told it.
+            np.testing.assert_allclose(mine, value, rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+def fails_on_one(rank):
+    """Raise in this rank's embed, if it is that one; then take a step with one that works."""
+    encoder = nn.Linear(6, DIM)
+    fail = [True]
+
+    def embed(ids):
+        if fail[0] and dist.get_rank() == rank:
+            raise ZeroDivisionError("no picture")
+        return encoder(PICTURES[ids])
+
+    module = XBM(DIM, CAPACITY, compensate=Compensation(probes=16, every=1), embed=embed)
+    ids = torch.arange(12) + 12 * dist.get_rank()
+    module(encoder(PICTURES[ids]), ids % 5, ids=ids)
+    before = buffers(module)
+    said = ""
+    try:
+        module(encoder(PICTURES[ids]), ids % 5, ids=ids)
+    except (RuntimeError, ZeroDivisionError) as error:
+        said = str(error)
+    same(buffers(module), before)
+    fail[0] = False
+    module(encoder(PICTURES[ids]), ids % 5, ids=ids)
+    return said, int(module.step)
+
+
+def test_a_rank_that_cannot_embed_tells_the_others():
+    (told, step), (own, _) = shared(2).run(fails_on_one, 1)
+    assert step == 2
+    assert "rank 1 could not embed its rows anew, so no memory was moved" in told
+    assert own == "no picture"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_encoders_and_modules():
+    encoder = network()
+    module = made(encoder)
+    compiled = torch.compile(encoder, backend="eager")
+    module._embed = (lambda ids: compiled(PICTURES[ids]),)
+    before = buffers(encoder)
+    train(encoder, module, torch.optim.SGD(encoder.parameters(), lr=0.0), range(4))
+    assert int(encoder[1].num_batches_tracked) == int(before["1.num_batches_tracked"]) + 4
+
+    eager, fused = made(None, {}), made(None, {})
+    step = torch.compile(fused, backend="eager", fullgraph=True)
+    for i in range(4):
+        x = torch.randn(12, DIM, generator=torch.Generator().manual_seed(i)) + i
+        assert torch.equal(step(x, torch.arange(12) % 5), eager(x, torch.arange(12) % 5))
+    same(buffers(fused), buffers(eager))
+    assert float(eager.motion_trust) != 0
