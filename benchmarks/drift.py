@@ -2,7 +2,7 @@
 
 `python -m benchmarks.drift` trains on the glyphs, or on pictures of one's own, without a memory, with a stale one, with
 each form of compensation, and with a zero-drift oracle, whose rows are all embedded anew every few steps. Recall is
-measured on classes that were held out of the training classes, on which a form is to be chosen, and on the test classes.
+measured on classes held out of the training classes, on which a form is to be chosen, and on the test classes.
 """
 
 import json

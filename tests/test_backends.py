@@ -47,6 +47,22 @@ def test_rows_are_written_round_the_ring(backend, ring, start, data):
     np.testing.assert_array_equal(backend.numpy(found), expected)
 
 
+@given(rows=matrices, size=st.integers(1, 8))
+def test_rewritten_rows_are_what_each_block_becomes(backend, rows, size):
+    array, column, blocks = backend.array(rows), backend.array(np.arange(len(rows), dtype=float)), []
+    xp, ops = backends.of(array)
+
+    def visit(block, some):
+        blocks.append(block.shape)
+        return xp.flip(block * 2, axis=0) + some[:, None]
+
+    found = backend.numpy(ops.rewrite(array, visit, column, size))
+    expected = [rows[i : i + size][::-1] * 2 for i in range(0, len(rows), size)]
+    np.testing.assert_array_equal(found, np.concatenate(expected) + np.arange(len(rows))[:, None])
+    assert len(blocks) == len(expected)
+    assert max(n for n, _ in blocks) <= size
+
+
 @given(rows=matrices, size=st.integers(1, 8), limit=st.none() | st.integers(1, 8))
 def test_fold_visits_every_row_once(backend, rows, size, limit):
     array = backend.array(rows)

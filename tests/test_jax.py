@@ -11,6 +11,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import xbm
 from tests.pair_losses import BY_NAME
 from tests.table import DEVICES
+from tests.test_compensation import rotation
+from xbm import compensation
 from xbm.memory import MemoryState, Rows
 
 SIZES = [8, 3, 8, 1, 0, 20, 3, 8]  # of batches, into 12 slots
@@ -126,6 +128,66 @@ def test_rows_are_written_in_place(copies):
     program = step.lower(x, state, labels, ids).compile().as_text()
     assert re.search(r"= f32\[1024,16\]\S* (scatter|fusion|dynamic-update-slice|while)\(", program)
     assert not re.findall(r"= f32\[1024,16\]\S* copy\(.*", program)
+
+
+def rounds(compensate, objective):
+    """Return a train step and a round over a memory and its motion, both given away."""
+
+    def loss_of(x, state, motion, labels, ids):
+        result = objective.step(state, x, labels, ids=ids, motion=motion)
+        return result.loss, result
+
+    step = jax.value_and_grad(loss_of, has_aux=True)
+    return jax.jit(step, donate_argnums=(1, 2)), jax.jit(compensate.move, donate_argnums=(0, 1))
+
+
+def test_a_compiled_memory_that_moves_is_numpys(wide, monkeypatch):
+    if wide:
+        return
+    monkeypatch.setattr(compensation, "CACHE", 5 * 4)  # of 32 rows, so a loop and a shorter last block
+    compensate = xbm.Compensation(returning=True, probes=16, every=2, ridge=0.1)
+    objective = xbm.Objective(warmup=1, compensate=compensate)
+    step, move = rounds(compensate, objective)
+    states = [xbm.init(capacity=32, dim=4, xp=jnp), xbm.init(capacity=32, dim=4)]
+    motions = [compensation.init(state) for state in states]
+    turn = rotation(np.random.default_rng(3), 0.3, 4).astype(np.float32)
+    base = np.random.default_rng(4).normal(size=(30, 4)).astype(np.float32)
+    for call, (noise, labels, ids) in enumerate(batches([16] * 6)):
+        now = base @ np.linalg.matrix_power(turn, call)
+        if call and call % 2 == 0:
+            slots, _ = compensate.slots(states[1])
+            np.testing.assert_array_equal(jax.jit(compensate.slots)(states[0])[0], slots)
+            fresh = now[states[1].ids[slots]]
+            states[0], motions[0] = move(states[0], motions[0], jnp.asarray(slots), jnp.asarray(fresh))
+            states[1], motions[1] = compensate.move(states[1], motions[1], slots, fresh)
+        x = now[ids] + 0.01 * noise
+        (loss, result), gradient = step(jnp.asarray(x), states[0], motions[0], *arrays((labels, ids)))
+        expected = objective.step(states[1], x, labels, ids=ids, motion=motions[1])
+        states, motions = [result.state, expected.state], [result.motion, expected.motion]
+        np.testing.assert_allclose(loss, expected.loss, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(gradient, expected.gradient, rtol=1e-2, atol=1e-3)
+        for one, other in zip((*states[0], *motions[0]), (*states[1], *motions[1]), strict=True):
+            np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4)
+    assert 0 < motions[1].after < motions[1].before
+
+
+def test_a_memory_is_moved_in_place(wide, monkeypatch):
+    if wide:
+        return
+    monkeypatch.setattr(compensation, "CACHE", 600 * 16)  # of 2048 rows, so a loop and a shorter last block
+    compensate = xbm.Compensation(returning=True, probes=16, ridge=0.1)
+    step, move = rounds(compensate, xbm.Objective(warmup=0, compensate=compensate))
+    state = xbm.init(capacity=2048, dim=16, xp=jnp)
+    motion, place = compensation.init(state), state.embeddings.unsafe_buffer_pointer()
+    for batch in batches([16] * 2, dim=16):
+        x, labels, ids = arrays(batch)
+        (_, result), _ = step(x, state, motion, labels, ids)
+        state, motion = move(result.state, result.motion, compensate.slots(result.state)[0], x)
+        assert state.embeddings.unsafe_buffer_pointer() == place
+    programs = [step.lower(x, state, motion, labels, ids), move.lower(state, motion, compensate.slots(state)[0], x)]
+    for program in (one.compile().as_text() for one in programs):
+        assert re.search(r"f32\[2048,16\]\S*.* while\(", program)
+        assert not re.findall(r"= f32\[2048,16\]\S* copy\(.*", program)
 
 
 def test_the_gradient_is_scaled_in_its_own_precision():

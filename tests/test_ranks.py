@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 import xbm
 from tests.pair_losses import MINED, HardestNegatives, SoftTriplets
-from tests.ranks import Threads, together
+from tests.ranks import Threads, ThreadSpread, together
 from tests.strategies import named
 from tests.table import BACKENDS
+from tests.test_compensation import rotation
+from xbm import compensation
 from xbm.memory import MemoryState, of_shard
 from xbm.objective import REPORT
 from xbm.ranks import Ranks, Shard
@@ -117,6 +119,58 @@ def test_ranks_are_one_process(backend, sharded, options, given_ones, seed):
             if getattr(expected, name) is not None:
                 gradient = np.concatenate([backend.numpy(getattr(result, name)) for result in results])
                 np.testing.assert_allclose(gradient, backend.numpy(getattr(expected, name)), rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=named_case)
+def test_ranks_move_their_memory_as_one_process_does(backend, sharded):
+    """Of ids that are in it once, so that shards find the same old rows."""
+    rng, ranks, capacity = np.random.default_rng(0), 2, 48
+    compensate = xbm.Compensation(returning=True, probes=32, every=2, ridge=1.0)
+    objective = xbm.Objective(weight=0.0, in_batch=False, copies="replace", compensate=compensate)
+    one, many = states(backend, capacity, 1, sharded=False)[0], states(backend, capacity, ranks, sharded=sharded)
+    motion, motions = compensation.init(one), [compensation.init(state) for state in many]
+    samples, turn = rng.normal(size=(60, DIM)), rotation(rng, 0.1, DIM)
+    for call in range(5):
+        now = samples @ np.linalg.matrix_power(turn, call) + 0.05 * call
+        some = rng.permutation(60)[:48]
+        arrays = [backend.array(each) for half in (some[:24], some[24:]) for each in (now[half], half)]
+        slots = [compensate.slots(state, n=16, shard=Shard(i, ranks))[0] for i, state in enumerate(many)]
+        if sharded:
+            places = np.concatenate([backend.numpy(each) + i * capacity // ranks for i, each in enumerate(slots)])
+        else:
+            places = backend.numpy(compensate.slots(one)[0])
+            slots = [compensate.slots(one)[0]] * ranks
+        fresh = now[backend.numpy(one.ids)[places]]
+        mine = np.split(fresh, ranks) if sharded else [fresh] * ranks
+
+        def work(rank, meeting, many=many, motions=motions, slots=slots, mine=mine, arrays=arrays, call=call):
+            with backend.context():
+                state, motion = many[rank], motions[rank]
+                if compensate.due(call):
+                    each = ThreadSpread(meeting, rank, [1] * ranks)
+                    spread = Ranks(each=each, rank=rank, size=ranks, sharded=sharded)
+                    state, motion = compensate.move(state, motion, slots[rank], backend.array(mine[rank]), ranks=spread)
+                x, ids = arrays[2 * rank : 2 * rank + 2]
+                group = Threads(meeting, rank, ranks, sharded=sharded)
+                return objective.step(state, x, ids, ids=ids, motion=motion, group=group)
+
+        results = together(ranks, work)
+        if compensate.due(call):
+            one, motion = compensate.move(one, motion, backend.array(places), backend.array(fresh))
+        ids = backend.array(some)
+        expected = objective.step(one, backend.array(now[some]), ids, ids=ids, motion=motion)
+        one, motion = expected.state, expected.motion
+        many, motions = [result.state for result in results], [result.motion for result in results]
+        found = whole(backend, many, sharded=sharded)
+        np.testing.assert_allclose(found.embeddings, backend.numpy(one.embeddings), atol=1e-9)
+        for each in motions:
+            for name, value, other in zip(motion._fields, each, motion, strict=True):
+                np.testing.assert_allclose(
+                    backend.numpy(value), backend.numpy(other), rtol=1e-5, atol=1e-7, err_msg=name
+                )
+                np.testing.assert_array_equal(backend.numpy(value), backend.numpy(getattr(motions[0], name)))
+    assert 0 < float(motion.after) < float(motion.before)
+    assert int(motion.rejected) == 0
 
 
 @given(stored=st.integers(0, 20))

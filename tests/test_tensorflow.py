@@ -8,7 +8,8 @@ import tensorflow as tf
 
 import xbm
 from tests.pair_losses import BY_NAME
-from xbm import backends
+from tests.test_compensation import rotation
+from xbm import backends, compensation
 from xbm.backends.namespaces import tensorflow as xp
 from xbm.memory import MemoryState
 
@@ -142,6 +143,76 @@ def test_under_xla_no_array_of_the_memorys_size_is_copied(copies):
     program = step.experimental_get_compiler_ir(*batch)(stage="optimized_hlo")
     assert re.search(r"= f32\[1024,16\]\S* (scatter|fusion|while)\(", program)
     assert not re.findall(r"= f32\[1024,16\]\S* copy\(.*", program)
+
+
+def rounds(compensate, objective, memory, motion):
+    """Return a train step and a round over a memory and its motion in variables."""
+
+    def step(x, labels, ids):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            result = objective.step(memory, x, labels, ids=ids, motion=motion)
+        keep(memory, result.state)
+        keep(motion, result.motion)
+        return result.loss, tape.gradient(result.loss, x)
+
+    def move(slots, fresh):
+        state, moved = compensate.move(memory, motion, slots, fresh)
+        keep(memory, state)
+        keep(motion, moved)
+
+    return step, move
+
+
+def still(memory):
+    """Return the motion of a memory that has not moved."""
+    return compensation.Motion(*(tf.Variable(one, trainable=False) for one in compensation.init(memory)))
+
+
+@pytest.mark.parametrize("how", ["eager", "graph", "xla"])
+def test_a_memory_that_moves_is_numpys(how, monkeypatch):
+    monkeypatch.setattr(compensation, "CACHE", 5 * 4)  # of 32 rows, so a loop and a shorter last block
+    compensate = xbm.Compensation(returning=True, probes=16, every=2, ridge=0.1)
+    objective = xbm.Objective(warmup=1, compensate=compensate)
+    memory, plain = variables(32, 4), xbm.init(capacity=32, dim=4)
+    motion, still_plain = still(memory), compensation.init(plain)
+    step, move = rounds(compensate, objective, memory, motion)
+    if how != "eager":
+        step = tf.function(step, input_signature=signature() if how == "graph" else None, jit_compile=how == "xla")
+        move = tf.function(move, jit_compile=how == "xla")
+    turn = rotation(np.random.default_rng(3), 0.3, 4).astype(np.float32)
+    base = np.random.default_rng(4).normal(size=(30, 4)).astype(np.float32)
+    for call, (noise, labels, ids) in enumerate(batches([16, 16, 16, 12, 0, 16][: 3 if how == "xla" else 6])):
+        now = base @ np.linalg.matrix_power(turn, call)
+        if call and call % 2 == 0:
+            slots, _ = compensate.slots(plain)
+            np.testing.assert_array_equal(compensate.slots(memory)[0], slots)
+            fresh = now[plain.ids[slots]]
+            move(tf.constant(slots), tf.constant(fresh))
+            plain, still_plain = compensate.move(plain, still_plain, slots, fresh)
+        x = now[ids] + 0.01 * noise
+        loss, gradient = step(*map(tf.constant, (x, labels, ids)))
+        expected = objective.step(plain, x, labels, ids=ids, motion=still_plain)
+        plain, still_plain = expected.state, expected.motion
+        np.testing.assert_allclose(loss, expected.loss, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(gradient, expected.gradient, rtol=1e-2, atol=1e-3)
+        for one, other in zip((*memory, *motion), (*plain, *still_plain), strict=True):
+            np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4)
+    assert 0 < still_plain.after < still_plain.before
+    if how == "graph":
+        assert step.experimental_get_tracing_count() == 1
+
+
+def test_under_xla_a_memory_is_moved_in_place(monkeypatch):
+    monkeypatch.setattr(compensation, "CACHE", 600 * 16)  # of 2048 rows, so a loop and a shorter last block
+    compensate, memory = xbm.Compensation(probes=16, ridge=0.1), variables(2048, 16)
+    step, move = rounds(compensate, xbm.Objective(warmup=0, compensate=compensate), memory, still(memory))
+    x, labels, ids = (tf.constant(one) for one in next(batches([16], dim=16)))
+    for function, given_ones in ((step, (x, labels, ids)), (move, (compensate.slots(memory)[0], x))):
+        function = tf.function(function, jit_compile=True)
+        program = function.experimental_get_compiler_ir(*given_ones)(stage="optimized_hlo")
+        assert re.search(r"f32\[2048,16\]\S*.* while\(", program)
+        assert not re.findall(r"= f32\[2048,16\]\S* copy\(.*", program)
 
 
 def test_keys_get_their_gradient():

@@ -6,6 +6,7 @@ Each call is drawn as data, and made of strict and of TensorFlow: eagerly, in a 
 import inspect
 import re
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 
 import array_api_strict as strict
@@ -22,7 +23,8 @@ from xbm.backends.namespaces import tensorflow as xp
 BEYOND = {"bfloat16", "float16"}  # what the standard has not
 CONSTANTS = {"inf", "nan"}
 DTYPES = {name for name in xp.__all__ if isinstance(getattr(xp, name), tf.DType)}
-FUNCTIONS = sorted(set(xp.__all__) - DTYPES - CONSTANTS)
+EXTENSION = {f"linalg.{name}" for name in vars(xp.linalg)}
+FUNCTIONS = sorted(set(xp.__all__) - DTYPES - CONSTANTS - {"linalg"} | EXTENSION)
 ERRORS = (TypeError, ValueError, IndexError, AttributeError, tf.errors.OpError)
 
 FLOATS, INTEGERS, BOOLS = ("float32", "float64"), ("int64",), ("bool",)
@@ -164,6 +166,12 @@ def matrix(draw, dtype, shapes):
     return (array(draw, dtype, draw(shapes.filter(lambda shape: len(shape) > 1))),), {}
 
 
+def symmetric(draw, dtype, shapes):
+    (x,), _ = matrix(draw, dtype, st.just((3, 3)) if shapes is FIXED else st.sampled_from([(1, 1), (3, 3), (2, 3, 3)]))
+    x = np.where(np.isfinite(x), x, 0) if dtype in FLOATS else x
+    return (np.tril(x) | np.tril(x).swapaxes(-1, -2) if dtype == "bool" else x + x.swapaxes(-1, -2),), {}
+
+
 def search(draw, dtype, shapes):
     x, values = (array(draw, dtype, draw(shapes)[:1], special=()) for _ in range(2))
     return (np.sort(x), values), {"side": draw(st.sampled_from(["left", "right"]))}
@@ -242,6 +250,8 @@ CALLS = {
     "full": (EVERY, filled),
     "full_like": (EVERY, filled_like),
     "isfinite": (FLOATS, elementwise),
+    "isnan": (FLOATS, elementwise),
+    "linalg.eigh": (FLOATS, symmetric),
     "log": (FLOATS, elementwise),
     "logaddexp": (FLOATS, binary),
     "matrix_transpose": (EVERY, matrix),
@@ -270,11 +280,12 @@ CALLS = {
     "zeros_like": (EVERY, like),
 }
 NO_CALL = {"finfo", "iinfo", "isdtype"}  # asked of dtypes, below
-ROUNDED = {"exp", "log", "logaddexp", "mean", "sqrt", "tanh"}
+ROUNDED = {"exp", "linalg.eigh", "log", "logaddexp", "mean", "sqrt", "tanh"}
 VALUES_MAKE_SHAPES = {"nonzero"}  # not for XLA
 
 DIFFERENT = {
     ("isfinite", "int64"): "TensorFlow refuses it",
+    ("isnan", "int64"): "TensorFlow refuses it",
     **dict.fromkeys([(name, "bool") for name in ("argmax", "argsort", "clip", "sort")], "TensorFlow accepts it"),
     ("arange", "bool"): "NumPy, and so strict, accepts it for up to two values",
 }
@@ -301,8 +312,9 @@ def of_strict(name, args, kwargs):
             return getattr(strict, leaf.name)
         return strict.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
 
-    with np.errstate(all="ignore"), strict.ArrayAPIStrictFlags(data_dependent_shapes=True):
-        found = getattr(strict, name)(*translated(args, one), **translated(kwargs, one))
+    flags = strict.ArrayAPIStrictFlags(data_dependent_shapes=True, enabled_extensions=("linalg",))
+    with np.errstate(all="ignore"), flags:
+        found = attrgetter(name)(strict)(*translated(args, one), **translated(kwargs, one))
     return [np.asarray(x) for x in (found if isinstance(found, tuple) else (found,))]
 
 
@@ -355,7 +367,7 @@ def traced(name, _, plan, mode, call):
             return tf.shape(tensor, tf.int64)[0] if kind is Length else tensor
 
         args, kwargs = translated(call.value, one)
-        return getattr(xp, name)(*args, **kwargs)
+        return attrgetter(name)(xp)(*args, **kwargs)
 
     if mode == "eager":
         return function
@@ -368,10 +380,18 @@ def close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=2 * tolerance, atol=tolerance)
 
 
+def without_signs(found):
+    """Return eigenvalues, and of eigenvectors what no choice of signs or of a basis changes."""
+    s, Y = found
+    return s, (Y * s[..., None, :]) @ Y.swapaxes(-1, -2), Y.swapaxes(-1, -2) @ Y
+
+
 def check(data, name, mode, shapes=SHAPES):
     dtypes, make = CALLS[name]
     args, kwargs = make(data.draw, data.draw(st.sampled_from(dtypes)), shapes)
     found, expected = of_tensorflow(name, args, kwargs, mode=mode), of_strict(name, args, kwargs)
+    if name == "linalg.eigh":
+        found, expected = without_signs(found), without_signs(expected)
     assert len(found) == len(expected)
     for mine, theirs in zip(found, expected, strict=True):
         assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape)
@@ -393,14 +413,14 @@ def test_every_name_that_the_core_uses_is_there():
     core = Path(xbm.__file__).parent
     files = [*core.glob("*.py"), *(core / "losses").glob("*.py"), core / "backends" / "standard.py"]
     text = "\n".join(file.read_text() for file in files)
-    used = set(re.findall(r"(?:\bxp|array_namespace\(\S+\))\.([a-z]\w*)", text))
+    used = set(re.findall(r"(?:\bxp|array_namespace\(\S+\))\.((?:linalg\.)?[a-z]\w*)", text))
     assert len(used) > 30
-    assert used <= set(xp.__all__)
+    assert used <= set(xp.__all__) | EXTENSION
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_parameters_are_those_of_the_standard_as_far_as_they_are_offered(name):
-    mine, theirs = (inspect.signature(getattr(library, name)).parameters for library in (xp, strict))
+    mine, theirs = (inspect.signature(attrgetter(name)(library)).parameters for library in (xp, strict))
     assert list(mine) == [parameter for parameter in theirs if parameter in mine]
     for parameter in mine:
         ours, standard = mine[parameter], theirs[parameter]

@@ -78,8 +78,8 @@ class Objective:
         Calls over which the memory term's weight rises to `weight`: the n-th that it counts in has n / ramp of it. 0 =
         all of it at once.
     balance : float, optional
-        The memory term is scaled so that the norm of its gradient dL/dz, of the whole batch, is so many times that of
-        the in-batch term, before `weight` multiplies it. A constant for the gradient; 1 where either norm is 0.
+        How many times as long as the in-batch term's gradient the memory term's is made, before `weight` multiplies it:
+        by the norms of dL/dz of the whole batch. The factor is a constant, and 1 where either norm is 0 or infinite.
     max_age : int, optional
         Calls, at least 1: memory rows that were stored more calls ago are in no pair.
     half_life : float, optional
@@ -314,7 +314,7 @@ class Objective:
         if self.settle is not None and motion is None:
             raise ValueError("evaluate wants the memory's motion, from the last step, to tell whether it has settled")
         _, ops = backends.of(state.embeddings)
-        given = {"ids": ids, "keys": keys, "key_labels": key_labels, "enqueue": enqueue}
+        given: dict[str, Any] = {"ids": ids, "keys": keys, "key_labels": key_labels, "enqueue": enqueue}
         batch, ranks = group.meet(lambda: self._read(state, x, labels, **given))
         batch = batch.gathered(ranks).labelled(None, state.labels.shape[0] * ranks.shard.shards)
         by_loss = any(ops.may_differentiate(one) for one in (x, keys) if one is not None)
@@ -453,7 +453,7 @@ class Objective:
         self, batch: Batch, in_batch: _Term, in_memory: _Term, counted: Array, ranks: Ranks, *, gradient: bool
     ) -> Any:
         """Return what the memory term is multiplied by, a constant."""
-        xp, ops = backends.of(batch.z)
+        xp, _ = backends.of(batch.z)
         weight: Any = self.weight
         if self.ramp:
             weight = weight * xp.astype(xp.clip(counted, min=0, max=self.ramp), batch.z.dtype) / self.ramp
@@ -465,7 +465,7 @@ class Objective:
         squares = total(ranks.each, *(xp.sum(one**2) for one in (of_batch, of_memory)))
         both = (squares[0] > 0) & (squares[1] > 0) & xp.isfinite(squares[0] + squares[1])
         norm_of_batch, norm_of_memory = (xp.sqrt(xp.where(both, one, 1.0)) for one in squares)
-        return weight * ops.stop_gradient(xp.where(both, self.balance * norm_of_batch / norm_of_memory, 1.0))
+        return weight * xp.where(both, self.balance * norm_of_batch / norm_of_memory, 1.0)
 
     def _memory_term(
         self, state: MemoryState, batch: Batch, own: Array | None, counted: Array, ranks: Ranks, *, gradient: bool

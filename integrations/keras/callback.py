@@ -6,8 +6,10 @@ from typing import Any, Literal
 import keras
 
 from xbm import checks, losses
+from xbm.compensation import Compensation
 from xbm.integrations.keras import attachment, host, selection
 from xbm.integrations.keras.attachment import Attachment
+from xbm.integrations.keras.compensation import Data, Rounds
 from xbm.integrations.keras.graph import eagerly, refuse_replicas
 from xbm.integrations.keras.memory import integer_dtype, row_dtype
 from xbm.integrations.keras.metric import MemoryMetric
@@ -41,6 +43,18 @@ class XBMCallback(keras.callbacks.Callback):
         Weight of the memory term, at least 0.
     warmup : int
         Training steps before the memory term counts. Rows are stored meanwhile.
+    settle : float, optional
+        Squared distance, above 0: after `warmup` steps, the memory term counts from the first step on in which the
+        running mean of the drift of samples that come back is at most this. It wants `ids=`.
+    ramp : int
+        Steps over which the memory term's weight rises to `weight`; 0 = all of it at once.
+    balance : float, optional
+        How many times the in-batch term's gradient, with respect to normalised embeddings, the memory term's is long,
+        before `weight` multiplies it.
+    max_age : int, optional
+        Steps, at least 1: memory rows that were stored more steps ago are in no pair.
+    half_life : float, optional
+        Steps, above 0, in which what a memory row counts for halves.
     reduction : {"mean", "mean-nonzero", "sum"}, optional
         Of a loss by name that has a choice, see `xbm.losses.get`: mean (default) over each anchor's positives and its
         active negatives, mean over all active pairs of the batch, or sum.
@@ -63,6 +77,13 @@ class XBMCallback(keras.callbacks.Callback):
         The class "other": its rows are positive to none, not even to each other, and negative to all.
     on_nonfinite : {"skip", "raise"}
         Leave rows with NaN or infinity out of the memory and count them, or raise (with `run_eagerly=True`).
+    compensate : Compensation, optional
+        How the memory follows the network, see `xbm.Compensation`. With `probes` or `returning`, `History` also gets
+        `memory_drift_before` and `memory_drift_after`.
+    data : array, dict or tuple of arrays, or callable, optional
+        For `Compensation(probes=...)`, with `ids=`: NumPy arrays whose row i is sample i, or a function of ids (n,), a
+        NumPy array, as in `lambda ids: load(paths[ids])`, to what the model takes. The model embeds these samples as
+        in training, without gradient; nothing of it changes, not even batch norm's running statistics.
     embeddings : str or callable, optional
         Which output is the embedding: the name of an output or of a layer, or a function of y_pred; the only output
         if left out.
@@ -101,6 +122,11 @@ class XBMCallback(keras.callbacks.Callback):
         miner: MinerLike = None,
         weight: float = 1.0,
         warmup: int = 1000,
+        settle: float | None = None,
+        ramp: int = 0,
+        balance: float | None = None,
+        max_age: int | None = None,
+        half_life: float | None = None,
         reduction: PairReduction | None = None,
         in_batch: bool = True,
         normalize: bool = True,
@@ -110,6 +136,8 @@ class XBMCallback(keras.callbacks.Callback):
         pair_weights: OfLabels | None = None,
         ignore_label: int | None = None,
         on_nonfinite: Literal["skip", "raise"] = "skip",
+        compensate: Compensation | None = None,
+        data: Data = None,
         embeddings: str | Callable[[Any], Any] | None = None,
         labels: Field = None,
         ids: Field = None,
@@ -124,6 +152,11 @@ class XBMCallback(keras.callbacks.Callback):
             miner=miner,
             weight=weight,
             warmup=warmup,
+            settle=settle,
+            ramp=ramp,
+            balance=balance,
+            max_age=max_age,
+            half_life=half_life,
             in_batch=in_batch,
             normalize=normalize,
             copies=copies,
@@ -131,11 +164,18 @@ class XBMCallback(keras.callbacks.Callback):
             pair_weights=pair_weights,
             ignore_label=ignore_label,
             on_nonfinite=on_nonfinite,
+            compensate=compensate,
         )
+        probes = compensate is not None and compensate.probes > 0
+        if (data is None) == probes:
+            raise ValueError("data is for Compensation(probes=...), whose rows it embeds anew: give both or none")
+        if probes and ids is None:
+            raise ValueError("Compensation(probes=...) finds samples in data by their ids: say by ids= where these are")
         self.capacity, self.dtype, self.dim = capacity, row_dtype(dtype), dim
         self.embeddings, self.labels, self.ids = embeddings, labels, ids
         self.memory: Any = None  # MemoryMetric, once there is a model
         self._outputs: Any = None  # Outputs
+        self._rounds = Rounds(compensate, data, normalize=normalize) if compensate and probes else None
         self._attachment: Attachment | None = None
         self._of: keras.Model | None = None  # the model that the memory is of
         self._fitting = False
@@ -150,7 +190,7 @@ class XBMCallback(keras.callbacks.Callback):
         """
         refuse_replicas(getattr(model, "distribute_strategy", None))
         if self._of is not model:
-            self.memory = MemoryMetric(self.capacity, self.dtype, with_drift=self.ids is not None)
+            self.memory = MemoryMetric(self.capacity, self.dtype, self.objective, with_drift=self.ids is not None)
             self._of, self._outputs = model, Outputs(model, self.embeddings)
         if self.memory.lost:
             raise RuntimeError("the memory was lost in a step that failed half-way: go on with a new XBMCallback")
@@ -174,9 +214,16 @@ class XBMCallback(keras.callbacks.Callback):
 
     def set_model(self, model: keras.Model) -> None:
         """Add the memory's loss to a model that is about to run."""
+        if self._rounds is not None and model.steps_per_execution > 1:
+            raise ValueError(
+                f"Compensation(probes=...) moves the memory between steps, which steps_per_execution="
+                f"{model.steps_per_execution} runs at once: compile with 1, or compensate without probes"
+            )
         self._detach()
         self._fitting = False
         memory = self.attach(model)
+        if self._rounds is not None:
+            self._rounds.begin(model, self._outputs)
         memory.attachment = self._attachment = Attachment(model, self._term)
         self._outputs.watch()
         self._attachment.on()
@@ -195,6 +242,13 @@ class XBMCallback(keras.callbacks.Callback):
                 )
             function = host.remembering(self.model.train_function, self.model, self.memory)
             self.model.train_function = self._looked_at(function)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Embed some rows anew and move the memory, where a round is due; steps are read once an epoch."""
+        if self._rounds is not None and batch == 0:
+            self._rounds.calls = None
+        if self._rounds is not None and self._rounds.due(self.memory):
+            self._rounds.move(self.memory, self.model)
 
     def on_test_begin(self, logs: Any = None) -> None:
         """On JAX, look at the data while they are on the host."""
@@ -250,13 +304,13 @@ class XBMCallback(keras.callbacks.Callback):
         labels = keras.ops.convert_to_tensor(labels)
         ids = None if ids is None else keras.ops.convert_to_tensor(ids)
         self._begin(embeddings.shape[-1])
-        before = self.memory.state()
+        before, given = self.memory.state(), {"ids": ids, "motion": self.memory.motion()}
         if training:
-            result = self.objective.step(before, embeddings, labels, ids=ids)
-            self.memory.keep(before, result.state)
+            result = self.objective.step(before, embeddings, labels, **given)
+            self.memory.keep(before, result.state, result.motion)
         else:
             # With the gradient, which is small beside the model's forward pass, come the pairs in use.
-            result = self.objective.evaluate(before, embeddings, labels, ids=ids, gradient=True)
+            result = self.objective.evaluate(before, embeddings, labels, **given, gradient=True)
         self.memory.record(result.report, keras.ops.shape(embeddings)[0], training=training)
         return result.loss
 

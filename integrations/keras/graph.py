@@ -1,6 +1,7 @@
 """What a graph under construction asks of the code that builds it."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import keras
@@ -15,13 +16,30 @@ def eagerly() -> AbstractContextManager[Any]:
     return tf.init_scope()
 
 
-def without_gradient() -> AbstractContextManager[Any]:
-    """Return a context in which eager calls keep nothing for a backward pass: PyTorch's do unless told."""
+def compiled(function: Callable[..., Any], *, donated: tuple[int, ...] = ()) -> Callable[..., Any]:
+    """Return a function of arrays as JAX compiles it, giving some arguments away; others run it as it is.
+
+    JAX would compile each of its operations alone, and copy what others write in place.
+    """
+    if keras.backend.backend() != "jax":
+        return function
+    import jax
+
+    return jax.jit(function, donate_argnums=donated)
+
+
+@contextmanager
+def without_a_trace() -> Iterator[None]:
+    """Have PyTorch keep nothing of eager calls for a backward pass, and leave a wrapped module's batch norm alone."""
     if keras.backend.backend() != "torch":
-        return nullcontext()
+        yield
+        return
     import torch
 
-    return torch.no_grad()
+    from xbm.integrations.torch.compensation import unchanged_statistics
+
+    with torch.no_grad(), unchanged_statistics():
+        yield
 
 
 def strategy() -> Any:

@@ -1,12 +1,14 @@
 """The layer: the memory and its loss for training steps and graphs of one's own."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Literal
 
 import keras
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 from xbm import backends, checks, losses
+from xbm.compensation import Compensation
 from xbm.integrations.keras import host
 from xbm.integrations.keras.graph import refuse_replicas, strategy
 from xbm.integrations.keras.losses import deserialized, serialized
@@ -29,10 +31,14 @@ class XBM(Memory, keras.layers.Layer):
     ----------
     capacity : int
         M, the most rows the memory holds; about M x (4 D + 24) bytes in float32.
-    loss, miner, weight, warmup, reduction, in_batch, normalize, dtype, copies, on_nonfinite
+    loss, miner, weight, warmup, settle, ramp, balance, max_age, half_life
+        See `XBMCallback`.
+    reduction, in_batch, normalize, dtype, copies, on_nonfinite
         See `XBMCallback`.
     match, pair_weights, ignore_label
         See `XBMCallback`. A layer with a function is not saved with its model; its weights are.
+    compensate : Compensation, optional
+        How the memory follows the network, see `xbm.Compensation`; without `probes`, which a layer cannot embed.
     passthrough : bool
         Add the loss to the model's losses and return the embeddings as they are: for a functional graph, whose model
         is then compiled with no loss, or another.
@@ -68,6 +74,11 @@ class XBM(Memory, keras.layers.Layer):
         miner: MinerLike = None,
         weight: float = 1.0,
         warmup: int = 1000,
+        settle: float | None = None,
+        ramp: int = 0,
+        balance: float | None = None,
+        max_age: int | None = None,
+        half_life: float | None = None,
         reduction: PairReduction | None = None,
         in_batch: bool = True,
         normalize: bool = True,
@@ -77,6 +88,7 @@ class XBM(Memory, keras.layers.Layer):
         pair_weights: OfLabels | None = None,
         ignore_label: int | None = None,
         on_nonfinite: Literal["skip", "raise"] = "skip",
+        compensate: Compensation | None = None,
         passthrough: bool = False,
         name: str | None = None,
     ) -> None:
@@ -94,6 +106,11 @@ class XBM(Memory, keras.layers.Layer):
             miner=miner,
             weight=weight,
             warmup=warmup,
+            settle=settle,
+            ramp=ramp,
+            balance=balance,
+            max_age=max_age,
+            half_life=half_life,
             in_batch=in_batch,
             normalize=normalize,
             copies=copies,
@@ -101,7 +118,14 @@ class XBM(Memory, keras.layers.Layer):
             pair_weights=pair_weights,
             ignore_label=ignore_label,
             on_nonfinite=on_nonfinite,
+            compensate=compensate,
         )
+        if compensate is not None and compensate.probes > 0:
+            raise ValueError(
+                "the layer cannot embed the rows of Compensation(probes=...): use the XBMCallback, or call "
+                "xbm.Compensation.move between steps"
+            )
+        self.moves = self.objective.needs_motion
 
     def build(self, embeddings_shape: Any, labels_shape: Any = None, ids_shape: Any = None) -> None:
         """Make the variables."""
@@ -161,12 +185,12 @@ class XBM(Memory, keras.layers.Layer):
             that does not hand the layer's variables in.
         """
         refuse_replicas(strategy())
-        before, given = self.state(), {"ids": ids, "keys": keys, "key_labels": key_labels}
+        before, given = self.state(), {"ids": ids, "keys": keys, "key_labels": key_labels, "motion": self.motion()}
         if training:
             self._refuse_loss_of_state(embeddings)
             self.has_stored = True
             result = self.objective.step(before, embeddings, labels, **given)
-            self.keep(before, result.state)
+            self.keep(before, result.state, result.motion)
             self.figures.assign(result.report)
         else:
             result = self.objective.evaluate(before, embeddings, labels, **given, gradient=True)
@@ -202,6 +226,11 @@ class XBM(Memory, keras.layers.Layer):
             "miner": serialized(self.miner),
             "weight": o.weight,
             "warmup": o.warmup,
+            "settle": o.settle,
+            "ramp": o.ramp,
+            "balance": o.balance,
+            "max_age": o.max_age,
+            "half_life": o.half_life,
             "reduction": self.reduction,
             "in_batch": o.in_batch,
             "normalize": o.normalize,
@@ -211,13 +240,17 @@ class XBM(Memory, keras.layers.Layer):
             "pair_weights": serialized(self.pair_weights),
             "ignore_label": o.ignore_label,
             "on_nonfinite": o.on_nonfinite,
+            "compensate": None if o.compensate is None else asdict(o.compensate),
             "passthrough": self.passthrough,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "XBM":
         """Return a layer from what `get_config` gave."""
-        return cls(**(config | {name: deserialized(config[name]) for name in ("loss", "miner")}))
+        made = {name: deserialized(config[name]) for name in ("loss", "miner")}
+        if config.get("compensate") is not None:
+            made["compensate"] = Compensation(**config["compensate"])
+        return cls(**(config | made))
 
     def _refuse_forgotten(self) -> None:
         """Refuse to show a memory that a JAX step stored into and then dropped."""

@@ -79,7 +79,7 @@ class Memory:
         """Return how the memory moves; None if it does not."""
         if not self.moves:
             return None
-        return Motion(*(keras.ops.convert_to_tensor(getattr(self, f"motion_{name}")) for name in Motion._fields))
+        return Motion(*(getattr(self, f"motion_{name}").value for name in Motion._fields))
 
     def keep(self, before: MemoryState, after: MemoryState, motion: Motion | None = None) -> None:
         """Assign what the step from `before` to `after` did not write in place, and the motion after it."""

@@ -6,7 +6,7 @@ import keras
 
 from xbm import backends
 from xbm.integrations.keras.memory import Memory
-from xbm.objective import REPORT
+from xbm.objective import REPORT, Objective
 
 AVERAGED = {
     "memory_loss": "memory_loss",
@@ -24,9 +24,11 @@ class MemoryMetric(Memory, keras.metrics.Metric):
     A metric's variables go through a compiled step of every backend, are no weights, and are never an optimizer's.
     """
 
-    def __init__(self, capacity: int, dtype: str, *, moves: bool, with_drift: bool, with_maps: bool) -> None:
+    def __init__(self, capacity: int, dtype: str, objective: Objective, *, with_drift: bool) -> None:
         keras.metrics.Metric.__init__(self, name="xbm_memory", dtype="float32")
-        self.capacity, self.row_dtype, self.moves = capacity, dtype, moves
+        self.capacity, self.row_dtype, self.moves = capacity, dtype, objective.needs_motion
+        compensate = objective.compensate
+        with_maps = compensate is not None and (compensate.returning or compensate.probes > 0)
         shown = {"drift": with_drift, "drift_before": with_maps, "drift_after": with_maps}
         self.averaged = tuple(name for name, figure in AVERAGED.items() if shown.get(figure, True))
         self.attachment: Any = None  # what currently uses this memory in the model's steps

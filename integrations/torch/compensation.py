@@ -44,22 +44,17 @@ def round_of(
     if not ranks.sharded:
         start = sum(sizes[: ranks.rank])
         part = slice(start, start + sizes[ranks.rank])
-    fresh, valid, refusal = None, None, None
     try:
         fresh, valid = _embedded(embed, state, slots[part], filled[part])
-    except Exception as error:  # told to the other ranks, then raised
-        if together is None:
-            raise
-        refusal = error
-    if together is not None:
-        failed = together.share(refusal is not None)
-        if refusal is not None:
-            raise refusal
-        if any(failed):
-            raise RuntimeError(f"rank {failed.index(1)} could not embed its rows anew, so no memory was moved")
-        if not ranks.sharded:
-            spread = ProcessSpread(together, sizes)
-            fresh, valid = spread.gather(fresh), spread.gather(valid)
+    except Exception:
+        group.share(1)  # tells the other ranks
+        raise
+    failed = group.share(0)
+    if any(failed):
+        raise RuntimeError(f"rank {failed.index(1)} could not embed its rows anew, so no memory was moved")
+    if together is not None and not ranks.sharded:
+        spread = ProcessSpread(together, sizes)
+        fresh, valid = spread.gather(fresh), spread.gather(valid)
     return compensation.move(state, motion, slots, fresh, valid, normalize=normalize, ranks=ranks)
 
 

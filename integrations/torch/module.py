@@ -54,6 +54,18 @@ class XBM(Memory):
         Weight of the memory term, at least 0.
     warmup : int
         Training calls before the memory term counts. Rows are stored meanwhile.
+    settle : float, optional
+        Squared distance, above 0: after `warmup` calls, the memory term counts from the first call on in which the
+        running mean of the drift of samples that come back is at most this. Training calls then want `ids=`.
+    ramp : int
+        Calls over which the memory term's weight rises to `weight`; 0 = all of it at once.
+    balance : float, optional
+        How many times the in-batch term's gradient, with respect to normalised embeddings, the memory term's is long,
+        before `weight` multiplies it. Not in evaluation.
+    max_age : int, optional
+        Calls, at least 1: memory rows that were stored more calls ago are in no pair.
+    half_life : float, optional
+        Calls, above 0, in which what a memory row counts for halves.
     reduction : {"mean", "mean-nonzero", "sum"}, optional
         Of a loss by name that has a choice, see `xbm.losses.get`: mean (default) over each anchor's positives and its
         active negatives, mean over all active pairs of the batch, or sum.
@@ -125,6 +137,11 @@ class XBM(Memory):
         miner: MinerLike = None,
         weight: float = 1.0,
         warmup: int = 1000,
+        settle: float | None = None,
+        ramp: int = 0,
+        balance: float | None = None,
+        max_age: int | None = None,
+        half_life: float | None = None,
         reduction: PairReduction | None = None,
         in_batch: bool = True,
         normalize: bool = True,
@@ -147,6 +164,11 @@ class XBM(Memory):
             miner=pair_miner,
             weight=weight,
             warmup=warmup,
+            settle=settle,
+            ramp=ramp,
+            balance=balance,
+            max_age=max_age,
+            half_life=half_life,
             in_batch=in_batch,
             normalize=normalize,
             copies=copies,
@@ -163,7 +185,7 @@ class XBM(Memory):
         # Not an attribute of its own: where it is a module, its weights are the encoder's, not ours.
         self._embed = (embed,)
         self._calls: int | None = None  # what the step is, once it was read
-        if compensate is not None:
+        if self.objective.needs_motion:
             for name, value in self._still()._asdict().items():
                 self.register_buffer(f"motion_{name}", value)
         if shard:
@@ -246,7 +268,7 @@ class XBM(Memory):
             self.figures.copy_(result.report)
         else:
             group = self._group(state, "evaluate")
-            result = self.objective.evaluate(state, embeddings, labels, **given, group=group)
+            result = self.objective.evaluate(state, embeddings, labels, **given, motion=self._motion(), group=group)
         return result.loss
 
     if TYPE_CHECKING:
@@ -254,11 +276,8 @@ class XBM(Memory):
 
     def _compensated(self, state: MemoryState, group: Group) -> tuple[MemoryState, Motion | None]:
         """Return the memory and its motion after the round that is due, if one is."""
-        compensate, (embed,) = self.objective.compensate, self._embed
-        if compensate is None:
-            return state, None
-        motion = Motion(*(getattr(self, f"motion_{name}") for name in Motion._fields))
-        if embed is not None:
+        compensate, (embed,), motion = self.objective.compensate, self._embed, self._motion()
+        if compensate is not None and motion is not None and embed is not None:
             if self._calls is None:
                 self._calls = int(self.step)
             if compensate.due(self._calls):
@@ -268,12 +287,18 @@ class XBM(Memory):
                 self._keep_motion(motion)
         return state, motion
 
+    def _motion(self) -> Motion | None:
+        """Return how the memory moves; None where nothing asks for it."""
+        if not self.objective.needs_motion:
+            return None
+        return Motion(*(getattr(self, f"motion_{name}") for name in Motion._fields))
+
     def _still(self) -> Motion:
         """Return the motion of a memory that has not moved."""
         return compensation.init(MemoryState(*(getattr(self, name) for name in MemoryState._fields)))
 
     def _keep_motion(self, motion: Motion | None) -> None:
-        if motion is not None and self.objective.compensate is not None:
+        if motion is not None and self.objective.needs_motion:
             for name, value in motion._asdict().items():
                 getattr(self, f"motion_{name}").copy_(value)
 
@@ -300,6 +325,7 @@ class XBM(Memory):
         o = self.objective
         values = (
             *(o.weight, o.warmup, o.in_batch, o.normalize, o.copies, o.on_nonfinite, o.ignore_label, o.compensate),
+            *(o.settle, o.ramp, o.balance, o.max_age, o.half_life),
         )
         parts = [repr(one) if is_dataclass(one) else type(one).__name__ for one in (o.loss, *o.miners)]
         functions = [getattr(one, "__qualname__", type(one).__name__) for one in (o.match, o.pair_weights)]
@@ -309,7 +335,9 @@ class XBM(Memory):
         """Empty the memory and the report. Steps and skipped rows count on: a warm-up that is over stays over."""
         super().clear()
         self.figures.fill_(torch.nan)
-        self._keep_motion(self._still())
+        motion = self._motion()
+        if motion is not None:
+            self._keep_motion(self._still()._replace(settled=motion.settled))
 
     def fill(self, encoder: Callable[[Any], torch.Tensor], loader: Iterable[Sequence[Any]]) -> int:
         """Fill the memory with the embeddings of a loader's samples, as the paper does once the warm-up is over.
@@ -364,11 +392,13 @@ class XBM(Memory):
         """Return the options, for `print(module)`."""
         o = self.objective
         relation = ("match", "pair_weights", "ignore_label", "compensate")
-        given = [f", {name}={getattr(o, name)!r}" for name in relation if getattr(o, name) is not None]
+        optional = (*relation, "settle", "balance", "max_age", "half_life")
+        given = [f", {name}={getattr(o, name)!r}" for name in optional if getattr(o, name) is not None]
+        ramp = f", ramp={o.ramp}" if o.ramp else ""
         shard = f", shard {self.shard.index} of {self.shard.shards}" if self.shard.shards > 1 else ""
         return (
             f"dim={self.dim}, capacity={self.capacity}, loss={o.loss!r}, miner={o.miner!r}, weight={o.weight}, "
-            f"warmup={o.warmup}, in_batch={o.in_batch}, normalize={o.normalize}, dtype={self.embeddings.dtype}, "
+            f"warmup={o.warmup}{ramp}, in_batch={o.in_batch}, normalize={o.normalize}, dtype={self.embeddings.dtype}, "
             f"copies={o.copies!r}, on_nonfinite={o.on_nonfinite!r}{''.join(given)}{shard}"
         )
 
@@ -387,7 +417,7 @@ class XBM(Memory):
         if self.figures.device != device:
             self.figures = torch.empty(len(REPORT), device=device)
             self.marker = torch.empty(1, dtype=torch.int64, device=device)
-            if self.objective.compensate is not None:
+            if self.objective.needs_motion:
                 for name, value in self._still()._asdict().items():
                     setattr(self, f"motion_{name}", value)
         self.figures.fill_(torch.nan)
@@ -409,7 +439,7 @@ class XBM(Memory):
         rest = {key: value for key, value in state_dict.items() if key not in keys}
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
         missing_keys[:] = [key for key in missing_keys if key not in keys]
-        if len(errors) == before and self.objective.compensate is not None:
+        if len(errors) == before and self.objective.needs_motion:
             saved, still = [state_dict.get(key) for key in keys], self._still()
             fits = all(one is not None and one.shape == mine.shape for one, mine in zip(saved, still, strict=True))
             self._keep_motion(Motion(*saved) if fits else still)

@@ -22,7 +22,7 @@ from xbm.experiments.plan import PRECISIONS
 from xbm.losses import LOSSES
 
 OPTIONS = ["--steps", "24", "--classes", "3", "--instances", "2", "--dim", "8", "--capacity", "32"]
-OPTIONS += ["--warmup", "4", "--shift", "1", "--threads", "1"]
+OPTIONS += ["--warmup", "4", "--shift", "1", "--threads", "1", "--follow", "--probes", "8", "--every", "3"]
 FILES = {"checkpoint.safetensors", "config.json", "metrics.json", "report.html"}
 
 
@@ -270,6 +270,7 @@ def test_photographs_in_folders(train, tmp_path):
 REFUSED = [
     (["--capacity", "0"], "0 is not in the range x>=1"),
     (["--capacity", "99999999999999"], "there is no room for 99,999,999,999,999 rows"),
+    (["--probes", "3"], "probes must be 0 or at least 8"),
     (["--threads", "999999"], "999999 is not in the range 1<=x<=512"),
     (["--classes", "6"], "--classes 6 is more than the 5 classes there are to train on"),
     (["--classes", "5", "--instances", "7"], "a batch of 5 x 7 pictures is larger than the 30 there are to train on"),

@@ -49,14 +49,25 @@ def rewrite(
 ) -> tf.Tensor | tf.Variable:
     """Replace the rows of a ring (M, ...) by `visit(rows, column)` of each block of `size` rows and of a column (M,).
 
-    In place where the ring is a variable, of which no more than a block is read at a time.
+    In place where the ring is a variable, of which no more than a block is read at a time. In a graph, one loop.
     """
     if not isinstance(array, tf.Variable):
         return rewrite_copied(array, visit, column, size)
-    for start in range(0, array.shape[0], size):
-        slots = tf.range(start, min(start + size, array.shape[0]), dtype=tf.int64)
-        rows = visit(tf.gather(array, slots), column[start : start + size])
+
+    def block(start: Any, n: int) -> None:
+        slots = start + tf.range(n, dtype=tf.int64)
+        rows = visit(tf.gather(array, slots), tf.gather(column, slots))
         array.scatter_update(tf.IndexedSlices(rows, slots))
+
+    def step(start: tf.Tensor) -> tuple[tf.Tensor]:
+        block(start, size)
+        return (start + size,)
+
+    whole, rest = divmod(array.shape[0], size)
+    if whole:
+        tf.while_loop(lambda start: start < whole * size, step, (tf.constant(0, tf.int64),), maximum_iterations=whole)
+    if rest:
+        block(whole * size, rest)
     return array
 
 

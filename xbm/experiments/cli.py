@@ -68,9 +68,7 @@ def main():
 
 @main.command()
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of weights and batches.")
-@click.option(
-    "--steps", type=COUNT, help=f"Training steps of each run.  [default: {FULL.steps}; quick: {QUICK.steps}]"
-)
+@click.option("--steps", type=COUNT, help=f"Training steps of each run.  [default: {FULL.steps}; quick: {QUICK.steps}]")
 @click.option("--framework", type=click.Choice(FRAMEWORKS), default="torch", show_default=True, help="What trains.")
 @click.option("--out", type=FOLDER, default="xbm-demo", show_default=True, help="Folder for report.html.")
 @click.option("--quick", is_flag=True, help="A small data set and few steps: seconds, and no result to speak of.")

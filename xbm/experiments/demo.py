@@ -18,7 +18,7 @@ SHORT = {(False, False): "in-batch only", (True, False): "with memory", (True, T
 
 
 def run(plan, *, framework, quick, out, console):
-    """Train without a memory, with one, and with one that moves with the network; print a table and write `report.html` into the folder `out`.
+    """Train without a memory, with one, and with one that moves; print a table, write `report.html` into `out`.
 
     Raises
     ------

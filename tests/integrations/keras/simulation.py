@@ -16,6 +16,7 @@ class Simulation:
         self.W = np.array(W)
         self.objective = xbm.Objective(**options)
         self.state = xbm.init(capacity=capacity, dim=self.W.shape[1])
+        self.motion = xbm.compensation.init(self.state) if self.objective.needs_motion else None
         self.history = {}
 
     def fit(self, x, y, *, epochs, batch_size=8, ids=None, validation=None):
@@ -24,8 +25,9 @@ class Simulation:
             for start in range(0, len(x), batch_size):
                 rows = slice(start, start + batch_size)
                 given = None if ids is None else ids[rows]
-                step = self.objective.step(self.state, x[rows] @ self.W, y[rows], ids=given)
-                self.state = step.state
+                self._embed_anew(x)
+                step = self.objective.step(self.state, x[rows] @ self.W, y[rows], ids=given, motion=self.motion)
+                self.state, self.motion = step.state, step.motion
                 self.W -= RATE * (x[rows].T @ step.gradient)
                 seen.append((len(y[rows]), step))
             self._record("", seen, ids)
@@ -35,8 +37,16 @@ class Simulation:
                 self._record("val_", seen, ids)
         return self
 
+    def _embed_anew(self, x):
+        """Make the round that is due, if one is; row i of x is sample i."""
+        compensate = self.objective.compensate
+        if compensate is not None and compensate.due(int(self.state.step)):
+            slots, filled = compensate.slots(self.state)
+            fresh = x[self.state.ids[slots]] @ self.W
+            self.state, self.motion = compensate.move(self.state, self.motion, slots, fresh, filled)
+
     def _evaluated(self, x, y):
-        return len(y), self.objective.evaluate(self.state, x @ self.W, y, gradient=True)
+        return len(y), self.objective.evaluate(self.state, x @ self.W, y, gradient=True, motion=self.motion)
 
     def _record(self, prefix, seen, ids):
         def mean(values):
@@ -52,6 +62,9 @@ class Simulation:
         }
         if ids is not None:
             epoch["memory_drift"] = mean([r["drift"] for r in reports])
+        compensate = self.objective.compensate
+        if compensate is not None and (compensate.probes or compensate.returning):
+            epoch |= {f"memory_{name}": mean([r[name] for r in reports]) for name in ("drift_before", "drift_after")}
         for name, value in epoch.items():
             self.history.setdefault(prefix + name, []).append(float(value))
 
@@ -63,7 +76,7 @@ class Simulation:
             known = 5e-3 if name.endswith("pairs") else rtol
             np.testing.assert_allclose(history.history[name], values, rtol=known, atol=1e-6, err_msg=name)
         np.testing.assert_allclose(weight(model), self.W, rtol=0, atol=weights)
-        self.remembers(callback.rows())
+        self.remembers(callback.rows(), atol=weights)
 
     def remembers(self, rows, *, atol=1e-6):
         """Assert that a memory holds these rows."""

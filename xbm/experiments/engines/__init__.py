@@ -1,7 +1,8 @@
 """What a framework does in a training run: one small file each, with the same names.
 
-`Engine(plan, images)` is a network, its optimiser and the memory, for pictures (n, C, H, W) to train on. `fit(batches, after)` takes
-a step for each `Batch`, of which there are `len(batches)`; `after` then gets the loss and says whether to end there.
+`Engine(plan, images)` is a network, its optimiser and the memory, for pictures (n, C, H, W) to train on.
+`fit(batches, after)` takes a step for each `Batch`, of which there are `len(batches)`; `after` then gets the loss and
+says whether to end there.
 `embed` turns pictures into an array (n, D) of any library, `figures` returns the last step's, `memory_bytes` is what
 the memory takes. Beside the class, `one_thread()` keeps the framework to one thread of the CPU, and `versions()` names
 what it is made of.

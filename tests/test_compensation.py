@@ -1,0 +1,539 @@
+"""Drift compensation: against a refit without each pair, against a simulation in NumPy, and where it must not act."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import xbm
+from tests.oracle import normalize
+from tests.test_memory import assert_same_state, snapshot
+from xbm import compensation
+from xbm.compensation import LEAST_PAIRS, MEMORY_OF_TRUST, Map
+from xbm.memory import MemoryState
+from xbm.objective import REPORT
+
+M, D, P, EVERY = 40, 8, 16, 4  # of every test, as far as it can be: JAX compiles for each shape
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def memory(backend, rows, ages=None, *, dtype="float64", capacity=M, step=100):
+    """Return a memory with rows (n, D) of samples 0, 1, ... in its first slots, stored so many calls ago, or one."""
+    n, dim = rows.shape
+    state = xbm.init(capacity=capacity, dim=dim, dtype=getattr(backend.xp, dtype), xp=backend.xp)
+    embeddings, stored_at, ids = np.zeros((capacity, dim)), np.full(capacity, -1), np.full(capacity, -1)
+    embeddings[:n], stored_at[:n], ids[:n] = rows, step - (1 if ages is None else ages), np.arange(n)
+    counters = {"cursor": n % capacity, "count": n, "step": step}
+    return state._replace(
+        embeddings=backend.xp.astype(backend.array(embeddings), state.embeddings.dtype),
+        **{name: backend.array(np.asarray(one)) for name, one in counters.items()},
+        **{name: backend.array(one) for name, one in {"ids": ids, "stored_at": stored_at}.items()},
+    )
+
+
+def rotation(rng, size=1.0, dim=D):
+    """Return a rotation (D, D), the smaller the nearer to none."""
+    skew = rng.normal(size=(dim, dim), scale=size / 2)
+    skew, one = (skew - skew.T) / 2, np.eye(dim)
+    return np.linalg.solve(one - skew, one + skew)
+
+
+def squared(rows, others):
+    return np.mean(np.sum((rows - others) ** 2, axis=1))
+
+
+def round_of(backend, compensate, state, slots, fresh, valid=None, *, unit=True):
+    """Return the memory after a round as NumPy arrays, and what is remembered of it."""
+    valid = None if valid is None else backend.array(valid)
+    arrays = backend.array(slots), backend.array(fresh), valid
+    state, motion = compensate.move(state, compensation.init(state), *arrays, normalize=unit)
+    return MemoryState(*snapshot(backend, state)), compensation.Motion(*map(backend.numpy, motion))
+
+
+# A round
+
+
+def moved_by(a, old, new, ridge, rows, exposure):
+    """Return rows moved by the (b, A) that minimise |new - old - a (b + old A)|^2 + ridge |A|^2 over pairs."""
+    X, penalty = (a, [0.0]) if ridge is None else (np.hstack([a, a * old]), [0.0] + [ridge] * old.shape[1])
+    found = np.linalg.lstsq(X.T @ X + np.diag(penalty), X.T @ (new - old), rcond=None)[0]
+    return rows + exposure[:, None] * (found[0] + (rows @ found[1:] if len(found) > 1 else 0.0))
+
+
+def definition(rows, ages, slots, fresh, valid, *, every, form, ridge, unit):
+    """Return the rows after a round, and the pairs' mean squared distance before and after, each pair left out once."""
+    exposure = np.clip(ages, 0, every) / every
+    slots, new = slots[valid & (exposure[slots] > 0)], fresh[valid & (exposure[slots] > 0)]
+    new = normalize(new) if unit else new
+    old, a, shaped = rows[slots], exposure[slots][:, None], normalize if unit else np.asarray
+    best, before, after = None, squared(old, new), squared(old, new)
+    for one in (None, ridge) if form == "affine" else (None,):
+        scaled = one
+        if one is not None:
+            U = a * (old - np.sum(a**2 * old, axis=0) / np.sum(a**2))
+            scaled = one * np.sum(U**2) / D
+        left_out = []
+        for i in range(len(slots)):
+            others = np.arange(len(slots)) != i
+            left_out += [moved_by(a[others], old[others], new[others], scaled, old[i : i + 1], a[i])]
+        error = squared(shaped(np.concatenate(left_out)), new)
+        if error < after:
+            best, after = (scaled,), error
+    if best is not None and len(slots) >= LEAST_PAIRS:
+        rows = np.where(exposure[:, None] > 0, shaped(moved_by(a, old, new, *best, rows, exposure)), rows)
+    else:
+        after = before
+    rows = rows.copy()
+    rows[slots] = new
+    return rows, before, after
+
+
+@settings(max_examples=max(8, settings.default.max_examples // 2))
+@given(
+    seed=SEEDS,
+    form=st.sampled_from(["affine", "shift"]),
+    ridge=st.sampled_from([0.0, 0.1, 3.0]),
+    unit=st.booleans(),
+    noise=st.sampled_from([0.0, 0.3, 3.0]),
+    some=st.sampled_from([1.0, 0.9]),
+)
+def test_a_round_is_its_definition(backend, seed, form, ridge, unit, noise, some):
+    """Leaving one pair out in closed form is fitting anew without it; what would not help the pairs is not done."""
+    rng = np.random.default_rng(seed)
+    rows, ages = rng.normal(size=(M, D)), rng.integers(0, 2 * EVERY, size=M)
+    rows = normalize(rows) if unit else rows
+    slots, valid = rng.permutation(M)[:P], rng.random(P) < some
+    fresh = rows[slots] @ rotation(rng, 0.8) + 0.2 + noise * rng.normal(size=(P, D))
+    assume(np.sum(valid & (ages[slots] > 0)) > D + 2)
+    options = {"every": EVERY, "form": form, "ridge": ridge}
+    expected, before, after = definition(rows, ages, slots, fresh, valid, **options, unit=unit)
+    assume(before == after or after < before * (1 - 1e-6))
+    compensate = xbm.Compensation(probes=P, **options)
+    state, motion = round_of(backend, compensate, memory(backend, rows, ages), slots, fresh, valid, unit=unit)
+    # A pair of age 0 tells nothing, and is written all the same.
+    expected[slots[valid]] = normalize(fresh[valid]) if unit else fresh[valid]
+    np.testing.assert_allclose(state.embeddings, expected, rtol=1e-8, atol=1e-9)
+    np.testing.assert_allclose([motion.before, motion.after], [before, after], rtol=1e-6, atol=1e-12)
+    assert motion.rejected == (before == after)
+
+
+def unlike(slots):
+    """Return which slots hold no pair."""
+    return np.setdiff1d(np.arange(M), slots)
+
+
+@pytest.mark.parametrize(("form", "unit"), [("affine", True), ("shift", False)])
+def test_rows_that_have_not_moved_move_nothing(backend, form, unit):
+    rng = np.random.default_rng(0)
+    for dtype in backend.storable:
+        state = memory(backend, normalize(rng.normal(size=(M, D))), rng.integers(0, 9, size=M), dtype=dtype)
+        before, slots = snapshot(backend, state), rng.permutation(M)[:P]
+        compensate = xbm.Compensation(probes=P, every=EVERY, form=form)
+        found, motion = round_of(backend, compensate, state, slots, before[0][slots], unit=unit)
+        np.testing.assert_array_equal(found.embeddings[unlike(slots)], before[0][unlike(slots)])
+        np.testing.assert_allclose(found.embeddings[slots], before[0][slots], rtol=2e-2 if "16" in dtype else 1e-6)
+        assert (motion.before, motion.after, motion.rejected) == (0, 0, 1)
+
+
+def maps(kind, rng):
+    """Return an encoder's change, a function of rows."""
+    A, b = rotation(rng), rng.normal(size=D)
+    stretched = A * rng.uniform(0.5, 2.0, size=D)
+    return {"turned": lambda x: x @ A, "mapped": lambda x: x @ stretched + b, "shifted": lambda x: x + b}[kind]
+
+
+@pytest.mark.parametrize("kind", ["turned", "mapped", "shifted"])
+def test_a_map_is_recovered_for_every_row_whatever_its_age(backend, kind):
+    """After each of several calls with a change and a batch of its own."""
+    rng = np.random.default_rng(1)
+    compensate = xbm.Compensation(probes=P, every=1, ridge=0.0, form="shift" if kind == "shifted" else "affine")
+    unit = kind == "turned"
+    samples = normalize(rng.normal(size=(M + 4 * 8, D)))
+    state = memory(backend, samples[: M - 8], capacity=M)
+    motion, slow = compensation.init(state), xbm.Compensation(probes=P, every=1)
+    now = samples
+    for call in range(4):
+        now = maps(kind, rng)(now)
+        ids = backend.numpy(state.ids)
+        if call == 2:  # with a ridge, which is chosen, most of the way
+            old = backend.numpy(state.embeddings)
+            kept = MemoryState(*map(backend.array, snapshot(backend, state)))
+            slots = backend.numpy(slow.slots(kept)[0])
+            nearer, _ = round_of(backend, slow, kept, slots, now[ids[slots]], unit=unit)
+            assert squared(nearer.embeddings, now[ids]) < 0.1 * squared(old, now[ids])
+        slots, filled = compensate.slots(state)
+        assert np.all(backend.numpy(filled))
+        fresh = backend.array(now[ids[backend.numpy(slots)]])
+        state, motion = compensate.move(state, motion, slots, fresh, normalize=unit)
+        count = int(state.count)
+        np.testing.assert_allclose(backend.numpy(state.embeddings)[:count], now[ids[:count]], rtol=1e-8, atol=1e-8)
+        new = np.arange(M - 8 + 8 * call, M + 8 * call)
+        batch = (backend.array(one) for one in (now[new], new))
+        state = xbm.advance(xbm.enqueue(state, *batch, ids=backend.array(new)))
+    assert int(motion.rejected) == 0
+    assert float(motion.after) < 1e-12 < float(motion.before)
+
+
+def test_young_rows_move_the_part_that_they_have_missed(backend):
+    """Beside a memory that takes them all for old: of a slow turn, after it the young ones are nearer to fresh rows."""
+    rng = np.random.default_rng(2)
+    step, turn = rotation(rng, 0.05), np.eye(D)
+    samples = normalize(rng.normal(size=(M, D)))
+    ages = np.arange(M) % (2 * EVERY)
+    fresh, rows, now = [], [], 2 * EVERY
+    network = [np.linalg.matrix_power(step, call) for call in range(now + 1)]
+    turn = network[now]
+    # Rows older than a round were moved at the last one.
+    rows = np.stack([x @ network[max(now - age, now - EVERY)] for x, age in zip(samples, ages, strict=True)])
+    fresh = samples @ turn
+    compensate, slots = xbm.Compensation(probes=P, every=EVERY, ridge=0.0), np.flatnonzero(ages >= EVERY)[:P]
+    found, _ = round_of(backend, compensate, memory(backend, rows, ages), slots, fresh[slots])
+    alike, _ = round_of(backend, compensate, memory(backend, rows, np.full(M, EVERY)), slots, fresh[slots])
+    young, old = (ages < EVERY), np.setdiff1d(np.flatnonzero(ages >= EVERY), slots)
+    assert squared(found.embeddings[young], fresh[young]) < 0.01 * squared(alike.embeddings[young], fresh[young])
+    np.testing.assert_allclose(found.embeddings[old], fresh[old], atol=1e-12)
+    none = ages == 0
+    np.testing.assert_array_equal(found.embeddings[none], rows[none])
+
+
+@settings(max_examples=max(5, settings.default.max_examples // 5))
+@given(seed=SEEDS, size=st.sampled_from([0.1, 2.0, 1e3]))
+def test_rows_keep_their_length_whatever_the_map(backend, seed, size):
+    rng = np.random.default_rng(seed)
+    rows, ages = normalize(rng.normal(size=(M - 8, D))), rng.integers(0, 2 * EVERY, size=M - 8)
+    for dtype in backend.storable:
+        state = memory(backend, rows, ages, dtype=dtype)
+        wide = "float64" if dtype == "float64" else "float32"
+        parts = (size * one for one in (rng.normal(size=D), rng.normal(size=D), rng.normal(size=(D, D))))
+        nothing, good = backend.array(np.asarray(0.0), wide), backend.array(np.asarray(True))
+        by = Map(*(backend.array(one, wide) for one in parts), nothing, nothing, good)
+        before = backend.numpy(state.embeddings)
+        found = backend.numpy(compensation.moved(state, by, interval=EVERY, normalize=True).embeddings)
+        eps = {"float16": 1e-3, "bfloat16": 8e-3}.get(dtype, 1e-6)
+        np.testing.assert_allclose(np.linalg.norm(found[: M - 8].astype(float), axis=1), 1.0, atol=eps)
+        assert np.mean(np.any(found[: M - 8] != before[: M - 8], axis=1)[ages > 0]) > 0.9
+        np.testing.assert_array_equal(found[: M - 8][ages == 0], before[: M - 8][ages == 0])
+        np.testing.assert_array_equal(found[M - 8 :], 0)
+
+
+def test_a_row_that_would_have_no_direction_or_be_no_number_stays(backend):
+    rows = np.asarray([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
+    for unit, shift in ((True, -2 * rows[0]), (False, [np.inf, 0.0, 0.0, 0.0])):
+        state = memory(backend, rows, np.asarray([EVERY // 2, 0]))
+        nothing, good = backend.array(np.asarray(0.0)), backend.array(np.asarray(True))
+        by = Map(backend.array(np.zeros(D)), backend.array(np.asarray(shift)), None, nothing, nothing, good)
+        with np.errstate(invalid="ignore"):
+            found = compensation.moved(state, by, interval=EVERY, normalize=unit)
+        np.testing.assert_array_equal(backend.numpy(found.embeddings)[:2], rows)
+
+
+@pytest.mark.parametrize("unit", [True, False])
+def test_a_map_that_is_not_good_changes_nothing_whatever_it_holds(backend, unit):
+    state = memory(backend, normalize(np.random.default_rng(0).normal(size=(M, D))))
+    before = snapshot(backend, state)
+    parts = [backend.array(np.full(shape, np.nan)) for shape in ((D,), (D,), (D, D), (), ())]
+    by = Map(*parts, backend.array(np.asarray(False)))
+    assert_same_state(backend, compensation.moved(state, by, interval=EVERY, normalize=unit), before)
+
+
+def too_few(rng, rows, slots):
+    return rows, rows[slots] @ rotation(rng), np.arange(P) < LEAST_PAIRS - 1
+
+
+def unexplained(rng, rows, slots):
+    """Noise that is across all maps: their best is none, and with a pair left out worse than none."""
+    X, noise = np.hstack([np.ones((P, 1)), rows[slots]]), 0.2 * rng.normal(size=(P, D))
+    return rows, rows[slots] + noise - X @ np.linalg.lstsq(X, noise, rcond=None)[0], None
+
+
+def not_finite(rng, rows, slots):
+    fresh = rows[slots] @ rotation(rng)
+    fresh[: P // 2, 0], fresh[P // 2 : P - LEAST_PAIRS + 1, 1] = np.nan, np.inf
+    return rows, fresh, None
+
+
+def all_equal(rng, rows, slots):
+    rows[slots] = rows[slots[:1]]
+    return rows, rows[slots] @ rotation(rng), None
+
+
+def too_large(rng, rows, slots):
+    rows[slots[:3]] *= 1e200
+    return rows, rows[slots] @ rotation(rng), None
+
+
+def empty(rng, rows, slots):
+    return rows[:0], rng.normal(size=(P, D)), None
+
+
+@pytest.mark.parametrize("unit", [True, False])
+@pytest.mark.parametrize("make", [too_few, unexplained, not_finite, all_equal, too_large, empty])
+def test_it_cannot_hurt(backend, make, unit):
+    """Nothing but the pairs' own rows changes, not by a bit."""
+    if make is too_large and unit:
+        return
+    rng = np.random.default_rng(3)
+    slots = rng.permutation(M)[:P]
+    rows, fresh, valid = make(rng, normalize(rng.normal(size=(M, D))), slots)
+    for ridge in (None, 0.0):
+        state = memory(backend, rows)
+        before = snapshot(backend, state)
+        with np.errstate(over="ignore", invalid="ignore"):
+            compensate = xbm.Compensation(probes=P, every=EVERY, ridge=ridge)
+            found, motion = round_of(backend, compensate, state, slots, fresh, valid, unit=unit)
+        np.testing.assert_array_equal(found.embeddings[unlike(slots)], before[0][unlike(slots)])
+        assert np.all(np.isfinite(found.embeddings))
+        for one, other in zip(found[1:], before[1:], strict=True):
+            np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(motion.before, motion.after)
+        assert np.isnan(motion.before) == (make is empty)
+        assert motion.rejected == (make is not empty)  # without a pair nothing is fitted
+
+
+def test_pairs_that_are_fitted_exactly_tell_nothing(backend):
+    """As many parameters as numbers: a linear map reaches each, and what it does to others is not known."""
+    rng, valid = np.random.default_rng(4), np.arange(P) < D + 1
+    rows, fresh = normalize(rng.normal(size=(M, D))), rng.normal(size=(P, D))
+    for dtype in ("float32", "float64"):
+        for towards in (0.0, 0.5):
+            options = [{"form": "shift"}, {"ridge": 0.0}]
+            states = [memory(backend, rows, dtype=dtype) for _ in options]
+            pairs = np.arange(P), (fresh + towards).astype(dtype), valid
+            each = [xbm.Compensation(probes=P, every=EVERY, **one) for one in options]
+            found = [round_of(backend, one, state, *pairs) for one, state in zip(each, states, strict=True)]
+            np.testing.assert_allclose(found[0][0].embeddings, found[1][0].embeddings, atol=1e-6)
+            assert float(found[1][1].after) == pytest.approx(float(found[0][1].after), rel=1e-4)
+
+
+# Which rows are embedded anew
+
+
+@given(count=st.integers(0, M), step=st.integers(0, 2**31 - 1), n=st.sampled_from([8, 16, M, 2 * M]))
+def test_slots_are_spread_over_the_ring(backend, count, step, n):
+    state = memory(backend, np.ones((M, 1)), step=step)._replace(count=backend.array(np.asarray(count)))
+    found = [xbm.Compensation(probes=n).slots(one) for one in (state, state._replace(embeddings=-state.embeddings))]
+    slots, filled = map(backend.numpy, found[0])
+    np.testing.assert_array_equal(slots, backend.numpy(found[1][0]))  # the rows say nothing
+    p = min(n, M)
+    assert len(set(slots.tolist())) == len(slots) == p
+    np.testing.assert_array_equal(filled, slots < count)
+    if count >= p:
+        assert np.all(filled)
+        apart = np.diff(np.sort(slots), append=np.min(slots) + count)
+        assert set(apart.tolist()) <= {count // p, -(-count // p)}
+    else:
+        assert np.sum(filled) == count
+
+
+def test_every_row_is_asked_for(backend):
+    for every in (1, 8, 10):
+        compensate, seen = xbm.Compensation(probes=8), set()
+        for nth in range(6 * M // 8):
+            slots, _ = compensate.slots(memory(backend, np.ones((M, 1)), step=every * nth))
+            seen |= set(backend.numpy(slots).tolist())
+        assert seen == set(range(M))
+
+
+def test_a_round_is_due_every_so_many_calls():
+    assert [step for step in range(9) if xbm.Compensation(probes=8, every=3).due(step)] == [3, 6]
+    assert not any(xbm.Compensation(every=3).due(step) for step in range(9))
+
+
+# A batch alone
+
+
+class Followed:
+    """The same in NumPy: a memory of rows that are shifted after the mean of each batch."""
+
+    def __init__(self, window, *, unit):
+        self.rows, self.shift, self.trust, self.window = np.zeros((0, D)), np.zeros(D), 0.0, window
+        self.shaped = normalize if unit else np.asarray
+
+    def call(self, x):
+        z = self.shaped(x[np.all(np.isfinite(x), axis=1)])
+        if len(z):
+            apart = z.mean(axis=0) - self.rows.mean(axis=0) if len(self.rows) else np.zeros(D)
+            without = apart + self.shift * (self.trust > 0)  # had the last shift not been made
+            won = np.sum(without**2) - np.sum((without - self.shift) ** 2)
+            self.trust = MEMORY_OF_TRUST * self.trust + (1 - MEMORY_OF_TRUST) * won
+            self.shift = apart * len(z) / (len(z) + self.window)
+            if self.trust > 0:
+                self.rows = self.shaped(self.rows + self.shift)
+        self.rows = np.concatenate([self.rows, z])[-M:]
+
+
+@pytest.mark.parametrize("unit", [True, False])
+def test_a_memory_that_follows_is_numpys(backend, unit):
+    rng, drift = np.random.default_rng(5), np.linspace(-0.3, 0.2, D)
+    compensate = xbm.Compensation(window=16)
+    objective = xbm.Objective(weight=0.0, in_batch=False, normalize=unit, compensate=compensate)
+    state = memory(backend, np.zeros((0, D)), dtype="float32", step=0)
+    motion, model, made = compensation.init(state), Followed(16, unit=unit), []
+    for call, size in enumerate([P, P, 0, P, P, P, P, P, P, P, P]):
+        x = np.float32(0.5 * rng.normal(size=(size, D)) + call * drift * (1 if call < 7 else -1))
+        if call == 5:
+            x[0, 1], x[3, 2] = np.nan, np.inf
+        if call == 6:
+            x[:] = np.nan
+        before = snapshot(backend, state)
+        with np.errstate(invalid="ignore"):
+            result = objective.step(state, backend.array(x), backend.array(np.zeros(size, np.int64)), motion=motion)
+            model.call(x)
+        state, motion = result.state, result.motion
+        made.append(model.trust > 0)
+        order = np.r_[int(state.cursor) : M, : int(state.cursor)][-int(state.count) :]
+        np.testing.assert_allclose(backend.numpy(state.embeddings)[order], model.rows, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(backend.numpy(motion.shift), model.shift, rtol=1e-4, atol=1e-5)
+        assert float(motion.trust) == pytest.approx(model.trust, rel=1e-4, abs=1e-5)
+        if size == 0 or call == 6:
+            np.testing.assert_array_equal(backend.numpy(state.embeddings), before[0])
+    assert True in made
+    assert False in made
+
+
+def following(drift, calls=150, capacity=160):
+    """Return of a memory that follows, over a run of noisy batches that drift by so much a call, and of one that stays:
+
+    the mean squared distance from fresh rows, the largest, and the share of calls in which it was moved.
+    """
+    rng, samples, made, errors = np.random.default_rng(6), np.zeros((0, D)), 0, []
+    compensate, state = xbm.Compensation(), xbm.init(capacity=capacity, dim=D, dtype=np.dtype("float64"))
+    motion = compensation.init(state)
+    for call in range(calls):
+        x = rng.normal(size=(16, D))
+        samples = np.concatenate([samples, x])[-capacity:]
+        state, motion = compensate.within(state, motion, x + call * drift, normalize=False)
+        state = xbm.advance(xbm.enqueue(state, x + call * drift, np.zeros(16, np.int64)))
+        made += motion.trust > 0
+        ages = np.arange(len(x) * (call + 1))[::-1][-capacity:] // len(x)
+        stays = np.mean(ages**2) * (drift @ drift)
+        errors.append([squared(xbm.rows(state).embeddings, samples + call * drift), stays])
+    return np.mean(errors, axis=0), np.max(errors, axis=0), made / calls
+
+
+def test_a_drifting_memory_is_followed_and_one_that_stays_is_left_alone():
+    """Of rows whose mean squared length is D = 8."""
+    for size in (0.4, 0.1):
+        (follows, stays), _, made = following(size * np.eye(D)[0])
+        assert follows < 0.5 * stays
+        assert made > 0.8
+    (follows, _), (worst, _), made = following(np.zeros(D))
+    assert follows < 0.01
+    assert worst < 0.1
+    assert made < 0.3
+
+
+@settings(max_examples=max(5, settings.default.max_examples // 5))
+@given(seed=SEEDS)
+def test_rows_that_come_back_move_the_others(backend, seed):
+    """Loss and gradient are those of no compensation against the memory as it was moved."""
+    rng = np.random.default_rng(seed)
+    samples = normalize(rng.normal(size=(M, D)))
+    now = samples @ rotation(rng, 0.6)
+    compensate = xbm.Compensation(follow=False, returning=True, ridge=0.0)
+    labels, again = rng.integers(3, size=M), rng.permutation(M)[:P]
+    batch = [backend.array(one) for one in (now[again], labels[again], again)]
+    results = []
+    for one in (compensate, None):
+        rows = samples if one is compensate else now
+        state = memory(backend, rows)._replace(labels=backend.array(labels))
+        motion = {"motion": compensation.init(state)} if one is compensate else {}
+        objective = xbm.Objective(warmup=0, compensate=one)
+        results.append(objective.step(state, *batch[:2], ids=batch[2], **motion))
+    found, expected = results
+    np.testing.assert_allclose(
+        backend.numpy(found.state.embeddings)[:M], backend.numpy(expected.state.embeddings), atol=1e-9
+    )
+    np.testing.assert_allclose(backend.numpy(found.loss), backend.numpy(expected.loss), rtol=1e-8)
+    np.testing.assert_allclose(backend.numpy(found.gradient), backend.numpy(expected.gradient), rtol=1e-7, atol=1e-9)
+    report = dict(zip(REPORT, backend.numpy(found.report).tolist(), strict=True))
+    assert report["drift"] == pytest.approx(report["drift_before"])
+    assert report["drift_after"] < 1e-12
+    assert report["rejected"] == 0
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "sentence"),
+    [
+        ({"follow": 1}, TypeError, "follow must be True or False, got 1"),
+        ({"returning": None}, TypeError, "returning must be True or False"),
+        ({"probes": -1}, ValueError, "probes must be at least 0, got -1"),
+        ({"probes": 7}, ValueError, "probes must be 0 or at least 8, to make a map of them, got 7"),
+        ({"probes": 8.0}, TypeError, "probes must be an int"),
+        ({"every": 0}, ValueError, "every must be at least 1, got 0"),
+        ({"every": True}, TypeError, "every must be an int"),
+        ({"form": "linear"}, ValueError, "form must be 'affine' or 'shift', got 'linear'"),
+        ({"ridge": -0.1}, ValueError, "ridge must be at least 0, got -0.1"),
+        ({"ridge": np.nan}, ValueError, "ridge must be a finite number"),
+        ({"ridge": "1"}, TypeError, "ridge must be a number, got '1'"),
+        ({"window": -1}, ValueError, "window must be at least 0, got -1"),
+        ({"window": 0.5}, TypeError, "window must be an int"),
+        ({"follow": False}, ValueError, "nothing is compensated: give follow, returning or probes"),
+    ],
+)
+def test_options_are_refused(options, error, sentence):
+    with pytest.raises(error, match=sentence):
+        xbm.Compensation(**options)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "sentence"),
+    [
+        ({"fresh": np.ones((P, D + 1))}, ValueError, rf"fresh must have shape \(B, {D}\), as the memory's rows .* got"),
+        ({"fresh": np.ones((P, D), np.int64)}, TypeError, "fresh must be float32, .* got .*int64"),
+        ({"fresh": [[1.0] * D] * P}, TypeError, "fresh must be an array of .*, got list"),
+        ({"fresh": np.ones((P + 1, D))}, ValueError, rf"slots must have shape \({P + 1},\), one for each of the fresh"),
+        ({"slots": np.zeros(P)}, TypeError, "slots must be integers, got .*float64"),
+        (
+            {"slots": np.zeros(3, np.int64)},
+            ValueError,
+            rf"slots must have shape .* fresh rows \({P}, {D}\), got \(3,\)",
+        ),
+        ({"valid": np.ones(P, np.int64)}, TypeError, "valid must be boolean"),
+        ({"valid": np.ones(3, bool)}, ValueError, r"valid must have shape .* got \(3,\)"),
+        ({"normalize": 1}, TypeError, "normalize must be True or False"),
+    ],
+)
+def test_a_round_refuses_and_loses_nothing(backend, change, error, sentence):
+    rows = normalize(np.random.default_rng(0).normal(size=(M, D)))
+    state = memory(backend, rows)
+    before = snapshot(backend, state)
+    given_ones = {"slots": np.arange(P), "fresh": rows[:P]} | change
+    given_ones = {name: backend.array(x) if isinstance(x, np.ndarray) else x for name, x in given_ones.items()}
+    with pytest.raises(error, match=sentence):
+        xbm.Compensation(probes=P).move(state, compensation.init(state), **given_ones)
+    assert_same_state(backend, state, before)
+
+
+def test_a_step_wants_a_motion_where_it_compensates_and_there_alone(backend):
+    state = memory(backend, np.ones((M, D)))
+    batch, motion = (backend.array(np.ones((2, D))), backend.array(np.asarray([0, 1]))), compensation.init(state)
+    for compensate, one in ((xbm.Compensation(), None), (None, motion)):
+        before = snapshot(backend, state)
+        with pytest.raises(ValueError, match="step wants the memory's motion"):
+            xbm.Objective(compensate=compensate).step(state, *batch, motion=one)
+        assert_same_state(backend, state, before)
+
+
+def test_options_of_numpys_widen_nothing(backend):
+    compensate = xbm.Compensation(probes=np.int64(P), every=np.int64(2), window=np.int64(4), ridge=np.float64(1))
+    state = memory(backend, normalize(np.ones((M, D))), dtype="float32")
+    motion, (slots, _) = compensation.init(state), compensate.slots(state)
+    x, labels = backend.array(np.ones((P, D), np.float32)), backend.array(np.arange(P))
+    state, motion = compensate.move(state, motion, slots, x)
+    result = xbm.Objective(warmup=0, compensate=compensate).step(state, x, labels, motion=motion)
+    assert (result.state.embeddings.dtype, result.loss.dtype) == (backend.xp.float32, backend.xp.float32)
+    assert [one.dtype for one in result.motion] == [one.dtype for one in compensation.init(state)]
+
+
+def test_everything_stays_on_its_device(backend):
+    xp, device = backend.xp, backend.second_device
+    x = xp.asarray(np.ones((P, D)).tolist(), dtype=xp.float32, device=device)
+    state = xbm.init(capacity=M, dim=D, xp=xp, device=device)
+    compensate, motion = xbm.Compensation(probes=P), compensation.init(state)
+    slots, filled = compensate.slots(state)
+    state, motion = compensate.move(*compensate.within(state, motion, x), slots, x)
+    assert {array.device for array in (*state, *motion, slots, filled)} == {device}
