@@ -148,7 +148,7 @@ def table(runs, part):
         gain = "-"
         if common:
             low, high = map(score, limits)
-            gain = f"{100 * (score(by_seed) - low) / (high - low):.0f} %"
+            gain = f"{100 * (score(by_seed) - low) / (high - low):.0f} %" if high > low else "-"
         cells = []
         for which in ("recall_at_1", "map_at_r"):
             values = [one[part][which] for one in by_seed.values()]

@@ -2,17 +2,20 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import contenders, dense, machine, ranks
+from benchmarks import contenders, dense, drift, machine, ranks
 from benchmarks import losses as every_loss
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.data import Case, products_like
 from benchmarks.tables import Table, megabytes, span
 from benchmarks.timing import Times, interleaved
 from xbm import losses
+from xbm.experiments.engines.torch import as_input
+from xbm.experiments.training import Batches
 
 TINY = (
     "--rounds 2 --sizes 64,128 --batch 8 --dim 16 --active 0.1 --peak-sizes 256 --peak-batch 16 "
@@ -196,3 +199,60 @@ def test_tables():
     assert Times(3.0, 4.0).times(Times(1.5, 1.0)) == (2.0, 4.0)
     with pytest.raises(ValueError, match="needs 2 cells, got 1"):
         table.add({}, "1")
+
+
+@pytest.fixture
+def alphabets(tmp_path):
+    """Ten alphabets of three characters each, of six pictures: what `benchmarks.drift` splits by alphabet."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(30), 6)
+    images = (rng.random((30, 8, 8))[labels] * 80 + rng.random((180, 8, 8)) * 175).astype(np.uint8)
+    path = tmp_path / "tiny.npz"
+    np.savez(path, images=images, labels=labels, alphabet=labels // 3)
+    return path
+
+
+def test_drift_trains_every_form_and_keeps_the_runs(alphabets, tmp_path):
+    path = tmp_path / "runs.jsonl"
+    names = ["no memory", "oracle", "follow", "map, 32 every 8", "larger batch"]
+    command = ["--data", str(alphabets), "--capacity", "64", "--steps", "17", "--json", str(path)]
+    done = CliRunner().invoke(drift.main, [*names, *command], catch_exceptions=False)
+    assert done.exit_code == 0
+    runs = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [run["form"] for run in runs] == names
+    assert all(0 < run["test"]["map_at_r"] <= 1 for run in runs)
+    assert len({run["held_out"]["map_at_r"] for run in runs}) > 1
+    by_form = {run["form"]: run for run in runs}
+    assert by_form["map, 32 every 8"]["passes"] == 4 / 32
+    assert not np.isnan(by_form["map, 32 every 8"]["figures"]["drift_before"])
+    assert by_form["oracle"]["figures"]["drift"] < by_form["map, 32 every 8"]["figures"]["drift"]
+    shown = CliRunner().invoke(drift.main, ["--json", str(path), "--part", "test"], catch_exceptions=False)
+    assert "Test classes" in shown.output
+    assert all(name in shown.output for name in names)
+
+
+def test_the_share_of_the_oracles_gain_is_of_the_seeds_that_all_have():
+    def run(form, seed, score):
+        scores = {"recall_at_1": score, "map_at_r": score}
+        about = {"data": "glyphs", "capacity": 64, "passes": 0, "seconds": 1}
+        return about | {"form": form, "seed": seed, "test": scores}
+
+    runs = [run("no memory", 0, 0.2), run("oracle", 0, 0.4), run("follow", 0, 0.25), run("follow", 1, 0.9)]
+    rows = {cells[2]: cells for cells in drift.table(runs, "test").rows}
+    assert [rows[name][6] for name in ("no memory", "follow", "oracle")] == ["0 %", "25 %", "100 %"]
+    assert rows["follow"][3:5] == ("2", "0.575 (0.460)")
+
+
+def test_the_oracles_memory_is_what_the_network_makes_of_its_samples(alphabets):
+    parts = drift.parts_of(alphabets)
+    form = drift.Form(name="oracle", capacity=32, classes=4, instances=2, steps=9, refresh=1)
+    engine = drift.Oracle(form, parts[0].images)
+    for batch in Batches(form, parts[0]):
+        engine.step(*batch)
+    before = [buffer.clone() for buffer in engine.encoder.buffers()]
+    engine._refresh()
+    assert all(map(torch.equal, engine.encoder.buffers(), before))
+    ids = engine.xbm.ids.numpy()
+    with torch.no_grad():
+        fresh = torch.nn.functional.normalize(engine.encoder(as_input(parts[0].images[ids], torch.device("cpu"))))
+    torch.testing.assert_close(engine.xbm.embeddings, fresh)

@@ -125,7 +125,7 @@ def unlike(slots):
 @pytest.mark.parametrize(("form", "unit"), [("affine", True), ("shift", False)])
 def test_rows_that_have_not_moved_move_nothing(backend, form, unit):
     rng = np.random.default_rng(0)
-    for dtype in backend.storable:
+    for dtype in backend.storable[:2]:  # a half precision where there is one
         state = memory(backend, normalize(rng.normal(size=(M, D))), rng.integers(0, 9, size=M), dtype=dtype)
         before, slots = snapshot(backend, state), rng.permutation(M)[:P]
         compensate = xbm.Compensation(probes=P, every=EVERY, form=form)
@@ -281,13 +281,14 @@ def test_it_cannot_hurt(backend, make, unit):
         with np.errstate(over="ignore", invalid="ignore"):
             compensate = xbm.Compensation(probes=P, every=EVERY, ridge=ridge)
             found, motion = round_of(backend, compensate, state, slots, fresh, valid, unit=unit)
-        np.testing.assert_array_equal(found.embeddings[unlike(slots)], before[0][unlike(slots)])
+        others = unlike(slots) if len(rows) else slice(None)
+        np.testing.assert_array_equal(found.embeddings[others], before[0][others])
         assert np.all(np.isfinite(found.embeddings))
         for one, other in zip(found[1:], before[1:], strict=True):
             np.testing.assert_array_equal(one, other)
         np.testing.assert_array_equal(motion.before, motion.after)
-        assert np.isnan(motion.before) == (make is empty)
-        assert motion.rejected == (make is not empty)  # without a pair nothing is fitted
+        assert np.isnan(motion.before) == (make in (empty, too_large))  # as it was: there is nothing to tell
+        assert motion.rejected == 1
 
 
 def test_pairs_that_are_fitted_exactly_tell_nothing(backend):

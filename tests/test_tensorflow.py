@@ -182,7 +182,7 @@ def test_a_memory_that_moves_is_numpys(how, monkeypatch):
         move = tf.function(move, jit_compile=how == "xla")
     turn = rotation(np.random.default_rng(3), 0.3, 4).astype(np.float32)
     base = np.random.default_rng(4).normal(size=(30, 4)).astype(np.float32)
-    for call, (noise, labels, ids) in enumerate(batches([16, 16, 16, 12, 0, 16][: 3 if how == "xla" else 6])):
+    for call, (noise, labels, ids) in enumerate(batches([16, 16, 16, 12, 16, 16][: 3 if how == "xla" else 6])):
         now = base @ np.linalg.matrix_power(turn, call)
         if call and call % 2 == 0:
             slots, _ = compensate.slots(plain)

@@ -301,12 +301,11 @@ class Compensation:
             old, fresh, exposed = (_of_all(ranks, one) for one in (old, fresh, exposed))
         ridges = () if self.form == "shift" else RIDGES if self.ridge is None else (self.ridge,)
         found = fit(old, fresh, exposed, ridges=ridges, normalize=normalize)
-        after = xp.where(found.good, found.after, found.before)
-        some = xp.any(exposed > 0)  # without a pair nothing is fitted
+        told, after = xp.isfinite(found.before), xp.where(found.good, found.after, found.before)
         motion = motion._replace(
-            before=xp.where(some, xp.astype(found.before, xp.float32, copy=False), motion.before),
-            after=xp.where(some, xp.astype(after, xp.float32, copy=False), motion.after),
-            rejected=motion.rejected + xp.astype(some & ~found.good, motion.rejected.dtype),
+            before=xp.where(told, xp.astype(found.before, xp.float32, copy=False), motion.before),
+            after=xp.where(told, xp.astype(after, xp.float32, copy=False), motion.after),
+            rejected=motion.rejected + xp.astype(~found.good, motion.rejected.dtype),
         )
         return moved(state, found, interval=interval, normalize=normalize, shard=ranks.shard), motion
 
@@ -374,7 +373,7 @@ def fit(old: Array, fresh: Array, exposure: Array, *, ridges: tuple[float, ...],
         mean = xp.sum(xp.where(a > 0, (found - fresh) ** 2, 0.0)) / xp.clip(n, min=1.0)
         return xp.where(xp.min(told) > eps**0.5, mean, xp.inf)
 
-    before, after = xp.sum(motion**2) / xp.clip(n, min=1.0), error(R, leverage)
+    before, after = xp.sum(motion**2) / xp.where(n > 0, n, xp.nan), error(R, leverage)
     matrix = None
     if ridges:
         with ops.full_precision(old):

@@ -56,7 +56,7 @@ class Rounds:
         known = filled & (ids >= 0)
         if not known.any():
             if filled.any():
-                raise ValueError("the memory knows no samples to embed anew: the ids of all its rows are negative")
+                raise ValueError("the memory knows no samples to embed anew: all ids asked for are negative")
             return
         # Known samples stand in for the others: another shape would be compiled anew.
         inputs = self._inputs(np.where(known, ids, np.resize(ids[known], len(ids))))

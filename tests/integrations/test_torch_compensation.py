@@ -1,4 +1,4 @@
-"""A moving memory under PyTorch: rounds are the core's, touch nothing else, resume exactly, and are one on all ranks."""
+"""A moving memory under PyTorch: rounds are the core's, touch nothing else, resume exactly, are one on all ranks."""
 
 import copy
 from functools import partial

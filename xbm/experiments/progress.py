@@ -6,7 +6,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 
 def bars(console):
-    """Return progress bars: share of the steps, loss, the memory's fill, pairs in use and drift, before and after a move."""
+    """Return progress bars: share of the steps, loss, the memory's fill, pairs in use, and drift."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=6),

@@ -119,6 +119,8 @@ def test_a_round_moves_the_memory_and_nothing_else(compile_options, data):
     simulated.remembers(callback.rows(), atol=1e-5)
     assert_same_motion(motion_of(callback.memory), motion, rtol=1e-4, atol=1e-5)
     assert motion.rejected == 0
+    callback.on_train_batch_begin(0)  # of another epoch: steps are read anew, and no training came between
+    assert len(asked) == 2
     callback.on_train_end()
 
 

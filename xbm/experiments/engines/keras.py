@@ -40,6 +40,8 @@ class Engine:
             reduction=plan.reduction,
             weight=plan.weight,
             warmup=plan.warmup,
+            compensate=plan.compensation,
+            data=(lambda ids: as_input(images[ids])) if plan.compensation and plan.probes else None,
             labels="labels",
             ids="ids",
         )
