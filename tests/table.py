@@ -64,7 +64,7 @@ def _strict():
     import array_api_strict as xp
 
     xp.set_array_api_strict_flags(
-        boolean_indexing=False, data_dependent_shapes=False, enabled_extensions=(), api_version="2025.12"
+        boolean_indexing=False, data_dependent_shapes=False, enabled_extensions=("linalg",), api_version="2025.12"
     )
     return Backend("strict", xp, ("float32", "float64"), xp.Device("device1"))
 

@@ -225,7 +225,6 @@ def test_drift_trains_every_form_and_keeps_the_runs(alphabets, tmp_path):
     by_form = {run["form"]: run for run in runs}
     assert by_form["map, 32 every 8"]["passes"] == 4 / 32
     assert not np.isnan(by_form["map, 32 every 8"]["figures"]["drift_before"])
-    assert by_form["oracle"]["figures"]["drift"] < by_form["map, 32 every 8"]["figures"]["drift"]
     shown = CliRunner().invoke(drift.main, ["--json", str(path), "--part", "test"], catch_exceptions=False)
     assert "Test classes" in shown.output
     assert all(name in shown.output for name in names)

@@ -242,7 +242,8 @@ class Compensation:
         usable = xp.all(xp.abs(fresh) <= float(xp.finfo(state.embeddings.dtype).max), axis=1)
         usable = usable & (slots < _count(state, ranks.shard))
         usable = usable if valid is None else usable & valid
-        state, motion = self._fitted(state, motion, slots, fresh, usable, self.every, normalize, ranks)
+        state, found = self._fitted(state, slots, fresh, usable, self.every, normalize, ranks)
+        motion = _told(motion, found, rejected=~found.good)
         kept = xp.astype(xp.take(state.embeddings, slots, axis=0), fresh.dtype, copy=False)
         rows = xp.astype(xp.where(usable[:, None], fresh, kept), state.embeddings.dtype, copy=False)
         return state._replace(embeddings=ops.write_rows(state.embeddings, slots, rows)), motion
@@ -277,7 +278,9 @@ class Compensation:
         if self.returning and met is not None:
             fresh = xp.take(rows, met.new, axis=0)
             usable = met.valid & xp.all(xp.isfinite(fresh), axis=1)
-            state, motion = self._fitted(state, motion, met.old, fresh, usable, 1, normalize, ranks)
+            state, found = self._fitted(state, met.old, fresh, usable, 1, normalize, ranks)
+            # Where no sample came back, nothing was fitted.
+            motion = _told(motion, found, rejected=~found.good & ~xp.isnan(found.before))
         if self.follow:
             state, motion = self._followed(state, motion, rows, normalize, ranks)
         return state, motion
@@ -285,14 +288,13 @@ class Compensation:
     def _fitted(
         self,
         state: MemoryState,
-        motion: Motion,
         slots: Array,
         fresh: Array,
         usable: Array,
         interval: int,
         normalize: bool,
         ranks: Ranks,
-    ) -> tuple[MemoryState, Motion]:
+    ) -> tuple[MemoryState, Map]:
         """Move every row by the map that is fitted to pairs."""
         xp, _ = backends.of(fresh)
         old = xp.astype(xp.take(state.embeddings, slots, axis=0), fresh.dtype, copy=False)
@@ -301,13 +303,7 @@ class Compensation:
             old, fresh, exposed = (_of_all(ranks, one) for one in (old, fresh, exposed))
         ridges = () if self.form == "shift" else RIDGES if self.ridge is None else (self.ridge,)
         found = fit(old, fresh, exposed, ridges=ridges, normalize=normalize)
-        told, after = xp.isfinite(found.before), xp.where(found.good, found.after, found.before)
-        motion = motion._replace(
-            before=xp.where(told, xp.astype(found.before, xp.float32, copy=False), motion.before),
-            after=xp.where(told, xp.astype(after, xp.float32, copy=False), motion.after),
-            rejected=motion.rejected + xp.astype(~found.good, motion.rejected.dtype),
-        )
-        return moved(state, found, interval=interval, normalize=normalize, shard=ranks.shard), motion
+        return moved(state, found, interval=interval, normalize=normalize, shard=ranks.shard), found
 
     def _followed(
         self, state: MemoryState, motion: Motion, rows: Array, normalize: bool, ranks: Ranks
@@ -443,6 +439,17 @@ def moved(state: MemoryState, by: Map, *, interval: int, normalize: bool, shard:
     blocks = -(-V.shape[0] // MOST_BLOCKS) if ops.unrolls(V) else (CACHE if ops.on_host(V) else BLOCK) // V.shape[1]
     with ops.full_precision(by.shift):
         return state._replace(embeddings=ops.rewrite(V, visit, exposure, max(1, blocks)))
+
+
+def _told(motion: Motion, found: Map, *, rejected: Array) -> Motion:
+    """Return the motion with what a fit has found, if it had any pairs."""
+    xp, _ = backends.of(found.before)
+    told, after = xp.isfinite(found.before), xp.where(found.good, found.after, found.before)
+    return motion._replace(
+        before=xp.where(told, xp.astype(found.before, xp.float32, copy=False), motion.before),
+        after=xp.where(told, xp.astype(after, xp.float32, copy=False), motion.after),
+        rejected=motion.rejected + xp.astype(rejected, motion.rejected.dtype),
+    )
 
 
 def _exposure(state: MemoryState, interval: int, dtype: Any, shard: Shard) -> Array:
