@@ -66,7 +66,8 @@ def definition(rows, ages, slots, fresh, valid, *, every, form, ridge, unit):
     slots, new = slots[valid & (exposure[slots] > 0)], fresh[valid & (exposure[slots] > 0)]
     new = normalize(new) if unit else new
     old, a, shaped = rows[slots], exposure[slots][:, None], normalize if unit else np.asarray
-    best, before, after = None, squared(old, new), squared(old, new)
+    best, still = None, np.sum((old - new) ** 2, axis=1)
+    before = after = np.mean(still)
     for one in (None, ridge) if form == "affine" else (None,):
         scaled = one
         if one is not None:
@@ -76,10 +77,11 @@ def definition(rows, ages, slots, fresh, valid, *, every, form, ridge, unit):
         for i in range(len(slots)):
             others = np.arange(len(slots)) != i
             left_out += [moved_by(a[others], old[others], new[others], scaled, old[i : i + 1], a[i])]
-        error = squared(shaped(np.concatenate(left_out)), new)
-        if error < after:
-            best, after = (scaled,), error
-    if best is not None and len(slots) >= LEAST_PAIRS:
+        errors = np.sum((shaped(np.concatenate(left_out)) - new) ** 2, axis=1)
+        if best is None or np.mean(errors) < after:
+            best, after = (scaled,), np.mean(errors)
+            won = still - errors
+    if len(slots) >= LEAST_PAIRS and np.mean(won) > np.std(won, ddof=1) / len(won) ** 0.5:  # a standard error
         rows = np.where(exposure[:, None] > 0, shaped(moved_by(a, old, new, *best, rows, exposure)), rows)
     else:
         after = before
@@ -94,7 +96,7 @@ def definition(rows, ages, slots, fresh, valid, *, every, form, ridge, unit):
     form=st.sampled_from(["affine", "shift"]),
     ridge=st.sampled_from([0.0, 0.1, 3.0]),
     unit=st.booleans(),
-    noise=st.sampled_from([0.0, 0.3, 3.0]),
+    noise=st.sampled_from([0.0, 0.3, 1.0, 3.0]),
     some=st.sampled_from([1.0, 0.9]),
 )
 def test_a_round_is_its_definition(backend, seed, form, ridge, unit, noise, some):
@@ -107,7 +109,6 @@ def test_a_round_is_its_definition(backend, seed, form, ridge, unit, noise, some
     assume(np.sum(valid & (ages[slots] > 0)) > D + 2)
     options = {"every": EVERY, "form": form, "ridge": ridge}
     expected, before, after = definition(rows, ages, slots, fresh, valid, **options, unit=unit)
-    assume(before == after or after < before * (1 - 1e-6))
     compensate = xbm.Compensation(probes=P, **options)
     state, motion = round_of(backend, compensate, memory(backend, rows, ages), slots, fresh, valid, unit=unit)
     # A pair of age 0 tells nothing, and is written all the same.
@@ -403,7 +404,7 @@ def following(drift, calls=150, capacity=160):
     for call in range(calls):
         x = rng.normal(size=(16, D))
         samples = np.concatenate([samples, x])[-capacity:]
-        state, motion = compensate.within(state, motion, x + call * drift, normalize=False)
+        state, motion = compensate.within(state, motion, x + call * drift, np.zeros(16, np.int64), normalize=False)
         state = xbm.advance(xbm.enqueue(state, x + call * drift, np.zeros(16, np.int64)))
         made += motion.trust > 0
         ages = np.arange(len(x) * (call + 1))[::-1][-capacity:] // len(x)
@@ -432,7 +433,7 @@ def test_rows_that_come_back_move_the_others(backend, seed):
     samples = normalize(rng.normal(size=(M, D)))
     now = samples @ rotation(rng, 0.6)
     compensate = xbm.Compensation(follow=False, returning=True, ridge=0.0)
-    labels, again = rng.integers(3, size=M), rng.permutation(M)[:P]
+    labels, again = np.arange(M), rng.permutation(M)[:P]
     batch = [backend.array(one) for one in (now[again], labels[again], again)]
     results = []
     for one in (compensate, None):
@@ -451,6 +452,20 @@ def test_rows_that_come_back_move_the_others(backend, seed):
     assert report["drift"] == pytest.approx(report["drift_before"])
     assert report["drift_after"] < 1e-12
     assert report["rejected"] == 0
+
+
+def test_of_a_class_that_comes_back_one_row_counts(backend):
+    """Classmates would vouch for each other: seven classes are too few pairs, eight are enough."""
+    rng = np.random.default_rng(0)
+    samples = normalize(rng.normal(size=(M, D)))
+    now, again = samples + 0.5, rng.permutation(M)[:P]
+    for classes in (7, 8):
+        labels, state = np.arange(P) % classes, memory(backend, samples)
+        objective = xbm.Objective(compensate=xbm.Compensation(follow=False, returning=True, form="shift"))
+        arrays = [backend.array(one) for one in (now[again], labels, again)]
+        result = objective.step(state, *arrays[:2], ids=arrays[2], motion=compensation.init(state))
+        assert int(result.motion.rejected) == (classes < 8)
+        assert (float(result.motion.after) < float(result.motion.before)) == (classes == 8)
 
 
 # Refusals
@@ -536,5 +551,5 @@ def test_everything_stays_on_its_device(backend):
     state = xbm.init(capacity=M, dim=D, xp=xp, device=device)
     compensate, motion = xbm.Compensation(probes=P), compensation.init(state)
     slots, filled = compensate.slots(state)
-    state, motion = compensate.move(*compensate.within(state, motion, x), slots, x)
+    state, motion = compensate.move(*compensate.within(state, motion, x, slots), slots, x)
     assert {array.device for array in (*state, *motion, slots, filled)} == {device}

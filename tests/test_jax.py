@@ -152,7 +152,7 @@ def test_a_compiled_memory_that_moves_is_numpys(wide, monkeypatch):
     motions = [compensation.init(state) for state in states]
     turn = rotation(np.random.default_rng(3), 0.3, 4).astype(np.float32)
     base = np.random.default_rng(4).normal(size=(30, 4)).astype(np.float32)
-    for call, (noise, labels, ids) in enumerate(batches([16] * 6)):
+    for call, (noise, _, ids) in enumerate(batches([16] * 6)):
         now = base @ np.linalg.matrix_power(turn, call)
         if call and call % 2 == 0:
             slots, _ = compensate.slots(states[1])
@@ -161,8 +161,8 @@ def test_a_compiled_memory_that_moves_is_numpys(wide, monkeypatch):
             states[0], motions[0] = move(states[0], motions[0], jnp.asarray(slots), jnp.asarray(fresh))
             states[1], motions[1] = compensate.move(states[1], motions[1], slots, fresh)
         x = now[ids] + 0.01 * noise
-        (loss, result), gradient = step(jnp.asarray(x), states[0], motions[0], *arrays((labels, ids)))
-        expected = objective.step(states[1], x, labels, ids=ids, motion=motions[1])
+        (loss, result), gradient = step(jnp.asarray(x), states[0], motions[0], *arrays((ids, ids)))
+        expected = objective.step(states[1], x, ids, ids=ids, motion=motions[1])
         states, motions = [result.state, expected.state], [result.motion, expected.motion]
         np.testing.assert_allclose(loss, expected.loss, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(gradient, expected.gradient, rtol=1e-2, atol=1e-3)

@@ -182,7 +182,7 @@ def test_a_memory_that_moves_is_numpys(how, monkeypatch):
         move = tf.function(move, jit_compile=how == "xla")
     turn = rotation(np.random.default_rng(3), 0.3, 4).astype(np.float32)
     base = np.random.default_rng(4).normal(size=(30, 4)).astype(np.float32)
-    for call, (noise, labels, ids) in enumerate(batches([16, 16, 16, 12, 16, 16][: 3 if how == "xla" else 6])):
+    for call, (noise, _, ids) in enumerate(batches([16, 16, 16, 12, 16, 16][: 3 if how == "xla" else 6])):
         now = base @ np.linalg.matrix_power(turn, call)
         if call and call % 2 == 0:
             slots, _ = compensate.slots(plain)
@@ -191,8 +191,8 @@ def test_a_memory_that_moves_is_numpys(how, monkeypatch):
             move(tf.constant(slots), tf.constant(fresh))
             plain, still_plain = compensate.move(plain, still_plain, slots, fresh)
         x = now[ids] + 0.01 * noise
-        loss, gradient = step(*map(tf.constant, (x, labels, ids)))
-        expected = objective.step(plain, x, labels, ids=ids, motion=still_plain)
+        loss, gradient = step(*map(tf.constant, (x, ids, ids)))
+        expected = objective.step(plain, x, ids, ids=ids, motion=still_plain)
         plain, still_plain = expected.state, expected.motion
         np.testing.assert_allclose(loss, expected.loss, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(gradient, expected.gradient, rtol=1e-2, atol=1e-3)

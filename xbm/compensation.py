@@ -8,7 +8,7 @@ by tells, within limits, how to move the others:
   anew every so many calls or those that come back with a batch, and moves every row by it.
 
 Neither believes itself: a shift is made only while such shifts bring the memory nearer to the batch *after* the one
-they are read from, and a map only if it takes each pair nearer to its fresh row when fitted to the others.
+they are read from, and a map only if it takes pairs nearer to their fresh rows when fitted to the others.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class Compensation:
         walk over the memory.
     returning : bool
         Whether every call with ids fits a map to the samples that come back: their old rows are still in the memory.
-        No forward pass either; worth it where most of a batch comes back.
+        No forward pass either. Of each class one counts, since classmates move alike and would vouch for each other:
+        so it is for batches of many classes, most of whose samples come back.
     probes : int
         Rows embedded anew in each round, of which a map is made; they replace the old ones. 0 = no such rounds. The
         extra cost is probes / every forward passes a call, without gradients.
@@ -253,6 +254,7 @@ class Compensation:
         state: MemoryState,
         motion: Motion,
         rows: Array,
+        labels: Array,
         met: Met | None = None,
         *,
         normalize: bool = True,
@@ -267,6 +269,8 @@ class Compensation:
         motion : Motion
         rows : (K, D) floating point
             The batch's rows as they will be stored, of all ranks.
+        labels : (K,) integer
+            Their classes.
         met : Met, optional
             Which of them have an old row in the memory.
         normalize : bool
@@ -278,7 +282,8 @@ class Compensation:
         if self.returning and met is not None:
             fresh = xp.take(rows, met.new, axis=0)
             usable = met.valid & xp.all(xp.isfinite(fresh), axis=1)
-            state, found = self._fitted(state, met.old, fresh, usable, 1, normalize, ranks)
+            classes = xp.take(labels, met.new)
+            state, found = self._fitted(state, met.old, fresh, usable, 1, normalize, ranks, classes)
             # Where no sample came back, nothing was fitted.
             motion = _told(motion, found, rejected=~found.good & ~xp.isnan(found.before))
         if self.follow:
@@ -294,13 +299,17 @@ class Compensation:
         interval: int,
         normalize: bool,
         ranks: Ranks,
+        classes: Array | None = None,
     ) -> tuple[MemoryState, Map]:
-        """Move every row by the map that is fitted to pairs."""
+        """Move every row by the map that is fitted to pairs, of classes (p,) that are given to one of each."""
         xp, _ = backends.of(fresh)
         old = xp.astype(xp.take(state.embeddings, slots, axis=0), fresh.dtype, copy=False)
         exposed = xp.where(usable, xp.take(_exposure(state, interval, fresh.dtype, ranks.shard), slots), 0.0)
         if ranks.sharded:
             old, fresh, exposed = (_of_all(ranks, one) for one in (old, fresh, exposed))
+            classes = None if classes is None else _of_all(ranks, classes)
+        if classes is not None:
+            exposed = xp.where(_repeated(classes, exposed > 0), 0.0, exposed)
         ridges = () if self.form == "shift" else RIDGES if self.ridge is None else (self.ridge,)
         found = fit(old, fresh, exposed, ridges=ridges, normalize=normalize)
         return moved(state, found, interval=interval, normalize=normalize, shard=ranks.shard), found
@@ -335,7 +344,8 @@ def fit(old: Array, fresh: Array, exposure: Array, *, ridges: tuple[float, ...],
     """Fit fresh = old + a (shift + (old - centre) matrix), by least squares with a ridge on the matrix.
 
     Among no move at all, the shift alone, and the maps of all ridges, the one is taken that does best on pairs left
-    out, one at a time: in closed form, the residual of a pair over one minus its leverage. Shapes are fixed.
+    out, one at a time: in closed form, the residual of a pair over one minus its leverage. It is good if it wins more
+    than the standard error of what it wins. Shapes are fixed.
 
     Parameters
     ----------
@@ -362,14 +372,14 @@ def fit(old: Array, fresh: Array, exposure: Array, *, ridges: tuple[float, ...],
     centre, shift = xp.sum(weight * a * old, axis=0), xp.sum(weight * motion, axis=0)
     U, R, leverage = a * (old - centre), motion - a * shift, weight * a
 
-    def error(residual: Array, leverage: Array) -> Array:
+    def errors(residual: Array, leverage: Array) -> Array:
         told = 1 - leverage  # a pair that is fitted exactly, whatever it is, tells nothing: 0 / 0
         found = fresh - residual / xp.clip(told, min=eps**0.5)
         found = unit(found)[0] if normalize else found
-        mean = xp.sum(xp.where(a > 0, (found - fresh) ** 2, 0.0)) / xp.clip(n, min=1.0)
-        return xp.where(xp.min(told) > eps**0.5, mean, xp.inf)
+        each = xp.sum(xp.where(a > 0, (found - fresh) ** 2, 0.0), axis=1)
+        return xp.where(xp.min(told) > eps**0.5, each, xp.inf)
 
-    before, after = xp.sum(motion**2) / xp.where(n > 0, n, xp.nan), error(R, leverage)
+    still, least = xp.sum(motion**2, axis=1), errors(R, leverage)
     matrix = None
     if ridges:
         with ops.full_precision(old):
@@ -383,13 +393,17 @@ def fit(old: Array, fresh: Array, exposure: Array, *, ridges: tuple[float, ...],
             for ridge in ridges:
                 inverse = xp.where(s > 0, 1 / xp.where(s > 0, s + ridge * unit_of_ridge, 1.0), 0.0)
                 shrunk = Y * (s * inverse)
-                tried = error(R - shrunk @ YR, leverage + xp.sum(shrunk * Y, axis=1, keepdims=True))
-                better = tried < after
-                best, after = xp.where(better, inverse, best), xp.where(better, tried, after)
+                tried = errors(R - shrunk @ YR, leverage + xp.sum(shrunk * Y, axis=1, keepdims=True))
+                better = xp.sum(tried) < xp.sum(least)
+                best, least = xp.where(better, inverse, best), xp.where(better, tried, least)
             matrix = xp.matrix_transpose(U) @ ((Y * best) @ YR)
     # Far from where the square of a moved row of length 1 would overflow.
     most = float(xp.finfo(old.dtype).max) ** (0.25 if normalize else 1)
-    good = (n >= LEAST_PAIRS) & (after < before) & xp.all(xp.abs(shift) <= most)
+    before, after = (xp.sum(one) / xp.where(n > 0, n, xp.nan) for one in (still, least))
+    won = before - after
+    spread = xp.sum(xp.where(exposure > 0, (still - least - won) ** 2, 0.0))
+    good = (n >= LEAST_PAIRS) & (won > xp.sqrt(spread / xp.clip(n * (n - 1), min=1.0)))
+    good = good & xp.all(xp.abs(shift) <= most)
     if matrix is not None:
         good = good & xp.any(s > 0) & xp.all(xp.abs(matrix) <= most)
     return Map(centre, shift, matrix, before, after, good)
@@ -450,6 +464,14 @@ def _told(motion: Motion, found: Map, *, rejected: Array) -> Motion:
         after=xp.where(told, xp.astype(after, xp.float32, copy=False), motion.after),
         rejected=motion.rejected + xp.astype(rejected, motion.rejected.dtype),
     )
+
+
+def _repeated(labels: Array, some: Array) -> Array:
+    """Tell which of some rows (n,) come after another of them with the same label (n,)."""
+    xp, ops = backends.of(labels)
+    place = xp.arange(ops.length(labels), device=device_of(labels))
+    before = some[None, :] & (place[None, :] < place[:, None])
+    return xp.any(before & (labels[None, :] == labels[:, None]), axis=1)
 
 
 def _exposure(state: MemoryState, interval: int, dtype: Any, shard: Shard) -> Array:

@@ -282,7 +282,7 @@ class Objective:
             motion = self._settled(motion, moved, state.step)
         if self.compensate is not None and motion is not None:
             state, motion = self.compensate.within(
-                state, motion, batch.stored, met, normalize=self.normalize, ranks=ranks
+                state, motion, batch.stored, batch.stored_labels, met, normalize=self.normalize, ranks=ranks
             )
         state = memory.write(state, batch.stored, batch.stored_labels, batch.ids, keep, bad, placement)
         own = slots if batch.keys is None else None
