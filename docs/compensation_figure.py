@@ -18,7 +18,6 @@ FORMS = {  # as they are called, and in which colour
     "stale memory": "run-2",
     "follow": "run-3",
     "shift, 32 every 8": "run-3",
-    "map, 32 every 8": "run-3",
     "follow + map, 32 every 8": "run-3",
     "map, 64 every 4": "run-3",
     "oracle": "right",
