@@ -468,6 +468,17 @@ def test_of_a_class_that_comes_back_one_row_counts(backend):
         assert (float(result.motion.after) < float(result.motion.before)) == (classes == 8)
 
 
+@pytest.mark.parametrize("ridges", [(0.0,), compensation.RIDGES], ids=["exact", "ridges"])
+def test_a_fit_of_whatever_pairs_ends(backend, ridges):
+    """Most of them none, in float32: where a decomposition may fail to converge, or a matrix to have an inverse."""
+    rng = np.random.default_rng(0)
+    for some in [*rng.random(5 if backend.compiles else 300), 0.0]:
+        old, fresh = (normalize(rng.normal(size=(32, 64))).astype(np.float32) for _ in range(2))
+        exposure = (rng.random(32) < some).astype(np.float32)
+        found = compensation.fit(*map(backend.array, (old, fresh, exposure)), ridges=ridges, normalize=True)
+        assert np.isfinite(backend.numpy(found.matrix)).all()
+
+
 # Refusals
 
 

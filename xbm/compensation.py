@@ -203,7 +203,7 @@ class Compensation:
         """Fit a map to some rows and what the network makes of their samples by now; move every row by it.
 
         The pairs' own rows are replaced by the fresh ones. One walk over the memory, in place, of O(M D^2); the fit
-        takes O(p^3 + p^2 D).
+        takes O(p D k + k^3) for each ridge, with k the smaller of p and D.
 
         Parameters
         ----------
@@ -381,22 +381,26 @@ def fit(old: Array, fresh: Array, exposure: Array, *, ridges: tuple[float, ...],
 
     still, least = xp.sum(motion**2, axis=1), errors(R, leverage)
     matrix = None
+    varied = xp.sum(U**2)
     if ridges:
+        p, D = ops.length(U), U.shape[1]
+        primal, across = isinstance(p, int) and p > D, xp.matrix_transpose(U)
         with ops.full_precision(old):
-            gram = U @ xp.matrix_transpose(U)
-            s, Y = xp.linalg.eigh(xp.where(xp.all(xp.isfinite(gram)), gram, 0.0))
-            YR = xp.matrix_transpose(Y) @ R
-            # Rounding of the rows, of the mean that was taken from them, and of the products.
-            s = xp.where(s > n * eps * (xp.max(s) + eps * xp.sum((a * old) ** 2)), s, 0.0)
-            unit_of_ridge = xp.sum(s) / old.shape[1]
-            best = xp.zeros_like(s)
+            square, right = (across @ U, across @ R) if primal else (U @ across, R)
+            square = xp.where(xp.all(xp.isfinite(square)), square, 0.0)
+            place = xp.arange(D if primal else p, device=device_of(old))
+            diagonal = xp.astype(place[:, None] == place[None, :], old.dtype)
+            best = xp.zeros_like(right)
             for ridge in ridges:
-                inverse = xp.where(s > 0, 1 / xp.where(s > 0, s + ridge * unit_of_ridge, 1.0), 0.0)
-                shrunk = Y * (s * inverse)
-                tried = errors(R - shrunk @ YR, leverage + xp.sum(shrunk * Y, axis=1, keepdims=True))
-                better = xp.sum(tried) < xp.sum(least)
-                best, least = xp.where(better, inverse, best), xp.where(better, tried, least)
-            matrix = xp.matrix_transpose(U) @ ((Y * best) @ YR)
+                # Never singular: an eigendecomposition in float32 may fail to converge where most pairs are none.
+                added = xp.where(varied > 0, varied / D * xp.clip(D * n * eps, min=ridge), 1.0)
+                inverse = xp.linalg.inv(square + added * diagonal)
+                tried = inverse @ right
+                more = xp.sum((U @ inverse) * U if primal else square * inverse, axis=1, keepdims=True)
+                each = errors(R - (U if primal else square) @ tried, leverage + more)
+                better = xp.sum(each) < xp.sum(least)
+                best, least = xp.where(better, tried, best), xp.where(better, each, least)
+            matrix = best if primal else across @ best
     # Far from where the square of a moved row of length 1 would overflow.
     most = float(xp.finfo(old.dtype).max) ** (0.25 if normalize else 1)
     before, after = (xp.sum(one) / xp.where(n > 0, n, xp.nan) for one in (still, least))
@@ -405,7 +409,8 @@ def fit(old: Array, fresh: Array, exposure: Array, *, ridges: tuple[float, ...],
     good = (n >= LEAST_PAIRS) & (won > xp.sqrt(spread / xp.clip(n * (n - 1), min=1.0)))
     good = good & xp.all(xp.abs(shift) <= most)
     if matrix is not None:
-        good = good & xp.any(s > 0) & xp.all(xp.abs(matrix) <= most)
+        # Equal pairs vary by the rounding of their rows, and of the mean that was taken from them.
+        good = good & (varied > n * (n * eps**2) * xp.sum((a * old) ** 2)) & xp.all(xp.abs(matrix) <= most)
     return Map(centre, shift, matrix, before, after, good)
 
 

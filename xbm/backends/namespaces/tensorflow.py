@@ -391,15 +391,8 @@ def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
 # Linear algebra: an extension of the standard
 
 
-class Eigen(NamedTuple):
-    """Of symmetric matrices (..., n, n)."""
-
-    eigenvalues: Array  # (..., n), rising
-    eigenvectors: Array  # (..., n, n), as columns
+def _inv(x: Array, /) -> Array:
+    return tf.linalg.inv(x)
 
 
-def _eigh(x: Array, /) -> Eigen:
-    return Eigen(*tf.linalg.eigh(x))
-
-
-linalg = SimpleNamespace(eigh=_eigh)
+linalg = SimpleNamespace(inv=_inv)
