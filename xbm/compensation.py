@@ -377,7 +377,7 @@ def fit(old: Array, fresh: Array, exposure: Array, *, ridges: tuple[float, ...],
         found = fresh - residual / xp.clip(told, min=eps**0.5)
         found = unit(found)[0] if normalize else found
         each = xp.sum(xp.where(a > 0, (found - fresh) ** 2, 0.0), axis=1)
-        return xp.where(xp.min(told) > eps**0.5, each, xp.inf)
+        return xp.where(xp.min(told) > eps**0.5, each, float(xp.finfo(old.dtype).max) ** 0.25)
 
     still, least = xp.sum(motion**2, axis=1), errors(R, leverage)
     matrix = None
