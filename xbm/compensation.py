@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 from xbm import backends, checks, noise
 from xbm.backends import Array, device_of
 from xbm.drift import Met
+from xbm.integers import at_most
 from xbm.memory import MemoryState
 from xbm.normalization import EPS
 from xbm.normalization import normalize as unit
@@ -491,7 +492,7 @@ def _count(state: MemoryState, shard: Shard) -> Array:
     """Return how many of the slots that a state holds are filled: the first so many."""
     xp, _ = backends.of(state.embeddings)
     m = state.labels.shape[0]
-    return xp.clip(state.count - shard.first(m), min=0, max=m)
+    return at_most(xp.clip(state.count - shard.first(m), min=0), m)
 
 
 def _wide(state: MemoryState, fresh: Array) -> Any:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from xbm import backends, checks
 from xbm.backends import Array, device_of
+from xbm.integers import at_most
 from xbm.memory import MemoryState
 from xbm.normalization import normalize as unit
 from xbm.pairs import bounded, look_up
@@ -90,7 +91,7 @@ def met(state: MemoryState, ids: Array, ranks: Ranks = ONE) -> Met | None:
     found = ops.running_sum(xp.astype(hit, integer))
     nth = xp.searchsorted(found, 1 + xp.arange(ops.length(ids, most=rows), dtype=integer, device=device))
     valid = nth < rows
-    nth = xp.clip(nth, max=rows - 1)
+    nth = at_most(nth, rows - 1)
     return Met(xp.take(newest_first, nth), xp.take(order, xp.where(valid, xp.take(place, nth), 0)), valid)
 
 

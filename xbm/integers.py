@@ -1,4 +1,4 @@
-"""Labels and ids on their way from the host into a library whose integers may be narrower."""
+"""Labels and ids on their way from the host into a library whose integers may be narrower; and a bound for integers."""
 
 from typing import Any
 
@@ -56,3 +56,11 @@ def as_integers(values: ArrayLike, *, xp: Namespace, device: Any = None) -> Arra
 def fits(values: np.ndarray[Any, Any], limits: Any) -> bool:
     """Tell whether NumPy integers lie within the limits of a dtype, an `iinfo`."""
     return values.size == 0 or (limits.min <= int(values.min()) and int(values.max()) <= limits.max)
+
+
+def at_most(x: Array, most: int) -> Array:
+    """Return integers x, or `most` where that is less.
+
+    Not by `clip`: once it has met memories of two capacities, torch.compile takes them for symbols, which that refuses.
+    """
+    return backends.array_namespace(x).where(x < most, x, most)

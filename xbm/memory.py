@@ -16,6 +16,7 @@ import array_api_compat.numpy as numpy_namespace
 
 from xbm import backends, checks
 from xbm.backends import Array, Namespace, array_namespace, device_of
+from xbm.integers import at_most
 from xbm.placing import Placement, place
 from xbm.ranks import Shard
 
@@ -233,7 +234,7 @@ def write(
         ids=put(state.ids, none if ids is None else ids),
         stored_at=put(state.stored_at, xp.zeros_like(none) + state.step - age),
         cursor=xp.asarray(xp.remainder(state.cursor + appended, capacity)),
-        count=xp.asarray(xp.clip(state.count + appended, max=capacity)),
+        count=xp.asarray(at_most(state.count + appended, capacity)),
         step=state.step,
         skipped=xp.asarray(state.skipped + xp.sum(xp.astype(bad, integer))),
     )
@@ -259,7 +260,7 @@ def of_shard(state: MemoryState, shard: Shard) -> MemoryState:
     """Return a shard as a memory of its own: the same rows, and the cursor and count that go with them."""
     xp, _ = backends.of(state.embeddings)
     m = state.labels.shape[0]
-    cursor, count = (xp.clip(one - shard.first(m), min=0, max=m) for one in (state.cursor, state.count))
+    cursor, count = (at_most(xp.clip(one - shard.first(m), min=0), m) for one in (state.cursor, state.count))
     return state._replace(cursor=xp.asarray(xp.remainder(cursor, m)), count=xp.asarray(count))
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from xbm import backends
 from xbm.backends import Array, device_of
+from xbm.integers import at_most
 from xbm.ranks import HERE, WHOLE, Shard, Spread
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def _replacing(state: MemoryState, keep: Array, ids: Array, shard: Shard, spread
     renews = _last(ids, state.ids)
     nth = 1 + xp.arange(ops.length(ids, most=m), dtype=integer, device=device)
     nth = xp.searchsorted(ops.running_sum(xp.astype(renews >= 0, integer)), nth)
-    slots = xp.clip(nth, max=m - 1)
+    slots = at_most(nth, m - 1)
     filled = (nth < m) & (nth + shard.first(m) < state.count)
     place = _last(xp.where(filled, xp.take(renews, slots), -1), every)
     here = xp.where(place >= 0, shard.first(m) + xp.take(slots, xp.clip(place, min=0)), -1)

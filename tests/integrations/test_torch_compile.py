@@ -1,5 +1,6 @@
 """torch.compile: the whole call in one graph, the same numbers, and no more graphs than batch sizes call for."""
 
+import array_api_compat.torch
 import pytest
 import torch
 from hypothesis import given
@@ -7,6 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.integrations.test_torch import numbers
 from tests.strategies import histories
+from xbm import Objective, init
 from xbm.integrations.torch import XBM
 from xbm.losses import LOSSES
 from xbm.memory import MemoryState
@@ -64,6 +66,18 @@ def test_compiled_is_eager_in_three_graphs(options):
     call = torch.compile(compiled, backend=counter, fullgraph=True)
     assert_same(eager, compiled, call, batches([8, 6, 7, 8, 1, 5, 1, 30, 8]))
     assert counter.frame_count == 3
+
+
+def test_memories_of_other_capacities_compile_too():
+    """From the second on, the compiler takes a capacity for a symbol."""
+    objective = Objective(warmup=0)
+    step = torch.compile(objective.step, backend="eager", fullgraph=True)
+    for capacity in (8, 12):
+        states = [init(capacity=capacity, dim=4, xp=array_api_compat.torch) for _ in range(2)]
+        for x, labels, ids in batches([6, 6]):
+            found = [one(state, x, labels, ids=ids) for one, state in zip((step, objective.step), states, strict=True)]
+            torch.testing.assert_close(found[0].loss, found[1].loss)
+            states = [one.state for one in found]
 
 
 def test_any_history_compiled_is_eager():
