@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from xbm import backends, checks, noise
 from xbm.backends import Array, device_of
+from xbm.blocks import rows_at_a_time
 from xbm.drift import Met
 from xbm.integers import at_most
 from xbm.memory import MemoryState
@@ -30,9 +31,7 @@ LEAST_PAIRS = 8  # below, leaving one out says nothing
 WINDOW = 64  # rows of batches whose mean the memory follows, about
 SAMPLE = 1024  # rows that the memory's mean is read from
 MEMORY_OF_TRUST = 0.9  # of the running mean of what shifts are worth, per call
-CACHE = 2**16  # numbers of the memory that are moved at a time: they stay in a processor's cache
-BLOCK = 2**22  # and where a launch costs more than a block
-MOST_BLOCKS = 16  # for a compiler that unrolls the walk
+CACHE = 2**16  # numbers of the memory that are moved at a time on a CPU: they stay in its cache
 
 
 class Motion(NamedTuple):
@@ -456,9 +455,9 @@ def moved(state: MemoryState, by: Map, *, interval: int, normalize: bool, shard:
             found = xp.where(going, new, v)
         return xp.astype(found, rows.dtype, copy=False)
 
-    blocks = -(-V.shape[0] // MOST_BLOCKS) if ops.unrolls(V) else (CACHE if ops.on_host(V) else BLOCK) // V.shape[1]
+    size = rows_at_a_time(V, V.shape[0], width=V.shape[1], host=CACHE)
     with ops.full_precision(by.shift):
-        return state._replace(embeddings=ops.rewrite(V, visit, exposure, max(1, blocks)))
+        return state._replace(embeddings=ops.rewrite(V, visit, exposure, size))
 
 
 def _told(motion: Motion, found: Map, *, rejected: Array) -> Motion:

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, Self
 from xbm import backends, checks, drift, losses, memory, mining, placing
 from xbm.backends import Array, device_of
 from xbm.batch import Batch, read
+from xbm.blocks import rows_at_a_time
 from xbm.compensation import Compensation, Motion
 from xbm.losses import Block, Contrastive, Differentiated, LossLike, PairLoss, RowLoss
 from xbm.memory import MemoryState
@@ -36,9 +37,7 @@ after they were moved, each by what was fitted without it, and how often so far 
 without a motion)."""
 
 LEAST_ROWS = 256  # memory rows in a block, at least
-HOST_BLOCK = 2**19  # numbers in a block: more fall out of a CPU's cache, fewer cost more calls
-DEVICE_BLOCK = 2**22  # and where a launch costs more than a block
-MOST_BLOCKS = 16  # for a compiler that unrolls the walk
+CACHE = 2**19  # similarities of a block on a CPU: more fall out of its cache, fewer cost more calls
 TYPICAL_BATCH = 64  # anchors, where a graph takes any number
 MEMORY_OF_DRIFT = 0.9  # of its running mean, per call with samples that come back
 
@@ -477,8 +476,8 @@ class Objective:
         if nothing or (nth is not None and nth < 1):
             return _Term.zero(batch.z)
         B, M = batch.z.shape[0], state.labels.shape[0]
-        elements = (HOST_BLOCK if ops.on_host(batch.z) else DEVICE_BLOCK) // self.criterion.width
-        block_rows = -(-M // MOST_BLOCKS) if ops.unrolls(batch.z) else elements // (B or TYPICAL_BATCH)
+        width = (B or TYPICAL_BATCH) * self.criterion.width
+        block_rows = max(LEAST_ROWS, rows_at_a_time(batch.z, M, width=width, host=CACHE))
 
         ids = None if self.copies == "keep" else batch.ids
         pairs = MemoryPairs.of(
@@ -498,7 +497,7 @@ class Objective:
                 state.embeddings,
                 (state.labels, state.ids, state.stored_at),
                 pairs,
-                block_rows=self.block_rows or max(LEAST_ROWS, block_rows),
+                block_rows=self.block_rows or block_rows,
                 limit=count,
                 gradient=gradient,
                 ranks=ranks,

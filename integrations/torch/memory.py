@@ -8,16 +8,22 @@ import array_api_compat.torch as xp
 import torch
 import torch.distributed as dist
 
-from xbm import backends, checks, memory
+from xbm import backends, checks, compensation, memory
+from xbm.compensation import Motion
 from xbm.integrations.torch.ranks import is_initialized
 from xbm.memory import MemoryState, Rows
 from xbm.ranks import Shard
+
+MOTION = tuple(f"motion_{name}" for name in Motion._fields)
+"""Names of the buffers of a memory that moves, beside those of `MemoryState`."""
 
 backends.of(torch.empty(0))  # looked up before a compiler looks
 
 
 class Memory(torch.nn.Module):
     """Holds a `MemoryState` in buffers of the fields' names; no mathematics.
+
+    Where it moves, its `Motion` is in buffers beside them: `motion_shift`, ...
 
     A deep copy, such as an average of weights starts from, leaves the rows behind: its memory begins anew, empty, at
     its first call in training mode. Until then its buffers lie on the meta device and take no space.
@@ -39,6 +45,7 @@ class Memory(torch.nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.types.Device = None,
+        moves: bool = False,
         shard: bool = False,
         group: dist.ProcessGroup | None = None,
     ) -> None:
@@ -47,7 +54,7 @@ class Memory(torch.nn.Module):
         checks.whole_number("capacity", capacity, at_least=1)
         if is_initialized() and dist.get_rank(group) < 0:
             raise ValueError("this process is not among the ranks of the group")
-        self.group, self.shard = group, Shard()
+        self.group, self.shard, self.moves = group, Shard(), moves
         if shard:
             if not is_initialized():
                 raise ValueError("shard=True spreads the memory over ranks: call torch.distributed.init_process_group")
@@ -57,7 +64,8 @@ class Memory(torch.nn.Module):
                     f"capacity must be a multiple of the {self.shard.shards} ranks that hold equal shards of it, got "
                     f"{capacity}"
                 )
-        for name, value in _empty(dim, capacity // self.shard.shards, dtype, device)._asdict().items():
+        state = _empty(dim, capacity // self.shard.shards, dtype, device)
+        for name, value in _named(state, self._still(state)).items():
             self.register_buffer(name, value)
 
     @property
@@ -78,8 +86,12 @@ class Memory(torch.nn.Module):
         return memory.rows(memory.of_shard(self._state(), self.shard))
 
     def clear(self) -> None:
-        """Empty the memory. Steps and skipped rows count on: a warm-up that is over stays over."""
-        self._keep(memory.clear(self._state()))
+        """Empty the memory, which is then still. Steps and skipped rows count on: a warm-up that is over stays over."""
+        state = memory.clear(self._state())
+        motion = self._motion(state)
+        if motion is not None:
+            motion = compensation.init(state)._replace(settled=motion.settled)
+        self._keep(state, motion)
 
     def _state(self, device: torch.device | str = "cpu", *, begin: bool = True) -> MemoryState:
         """Return the memory; one that has not begun yet begins on a device, or an empty one stands in for it."""
@@ -89,20 +101,31 @@ class Memory(torch.nn.Module):
             self._begin(device)
         return MemoryState(*(getattr(self, name) for name in MemoryState._fields))
 
+    def _motion(self, state: MemoryState) -> Motion | None:
+        """Return how the memory of this state moves; None if it does not."""
+        if not self.moves or self.embeddings.is_meta:  # then an empty one stands in for it
+            return self._still(state)
+        return Motion(*(getattr(self, name) for name in MOTION))
+
+    def _still(self, state: MemoryState) -> Motion | None:
+        """Return the motion of a memory that has not moved; None if it never does."""
+        return compensation.init(state) if self.moves else None
+
     def _begin(self, device: Any) -> None:
         """Put an empty memory on a device in the place of what is there."""
         with torch.inference_mode(False):
             empty = _empty(self.dim, self.embeddings.shape[0], self.embeddings.dtype, device)
-        for name, value in empty._asdict().items():
+            still = self._still(empty)
+        for name, value in _named(empty, still).items():
             setattr(self, name, value)
         self._renewed()
 
     def _renewed(self) -> None:
         """Do what is to be done once the memory is another one, begun or loaded."""
 
-    def _keep(self, state: MemoryState) -> None:
+    def _keep(self, state: MemoryState, motion: Motion | None = None) -> None:
         """Copy into the buffers what was not written there in place."""
-        for name, value in state._asdict().items():
+        for name, value in _named(state, motion).items():
             buffer = getattr(self, name)
             if value is not buffer:
                 buffer.copy_(value)
@@ -132,7 +155,7 @@ class Memory(torch.nn.Module):
         """Return a copy without the rows."""
         twin = memo[id(self)] = self.__class__.__new__(self.__class__)
         memo[id(self.group)] = self.group  # cannot be copied
-        for name in MemoryState._fields:
+        for name in self._names():
             buffer = getattr(self, name)
             memo[id(buffer)] = torch.empty_like(buffer, device="meta")
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
@@ -141,7 +164,7 @@ class Memory(torch.nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """Save the memory, unless it has not begun."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name in MemoryState._fields:
+        for name in self._names():
             if destination[prefix + name].is_meta:
                 del destination[prefix + name]
             elif self.shard.shards > 1 and name in Rows._fields:
@@ -159,24 +182,29 @@ class Memory(torch.nn.Module):
         unexpected_keys: list[str],
         errors: list[str],
     ) -> None:
-        """Take a memory of any capacity, its newest rows, and take it whole or not at all."""
-        state_dict, fitted = dict(state_dict), None
+        """Take a memory of any capacity, its newest rows, and its motion, and take it whole or not at all.
+
+        One that was saved without its motion is still.
+        """
+        state_dict, fitted = dict(state_dict), {}
         present = [prefix + name for name in MemoryState._fields if prefix + name in state_dict]
         saved = [state_dict.pop(key) for key in present]
+        motion = [state_dict.pop(prefix + name, None) for name in MOTION]
         if len(present) == len(MemoryState._fields):
             try:
-                fitted = self._fitted(MemoryState(*saved))
+                state = self._fitted(MemoryState(*saved))
+                fitted = _named(state, self._fitted_motion(motion, state))
             except ValueError as problem:
                 errors.append(f"The memory was left as it is. The saved one cannot be loaded: {problem}")
-        if fitted is not None:
-            state_dict |= zip(present, fitted, strict=True)
+        if fitted:
+            state_dict |= {prefix + name: value for name, value in fitted.items()}
             if not local_metadata.get("assign_to_params_buffers", False):
-                self._state(fitted.embeddings.device)
+                self._state(fitted["embeddings"].device)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
         none = not present and self.embeddings.is_meta  # saved by one that has not begun, and loaded by another
-        forgiven = [prefix + name for name in MemoryState._fields] if none else present
+        forgiven = [*present, *(prefix + name for name in (self._names() if none else MOTION))]
         missing_keys[:] = [key for key in missing_keys if key not in forgiven]
-        if fitted is not None:
+        if fitted:
             self._renewed()
 
     def _fitted(self, saved: MemoryState) -> MemoryState:
@@ -205,6 +233,22 @@ class Memory(torch.nn.Module):
                 f"some of its rows, in {saved.embeddings.dtype}, are not finite in {self.embeddings.dtype}"
             )
         return fitted
+
+    def _fitted_motion(self, saved: list[Any], state: MemoryState) -> Motion | None:
+        """Return a saved motion of rows of this size; if it is none, that of a memory that has not moved."""
+        still, shapes = self._still(state), [getattr(one, "shape", None) for one in saved]
+        if still is None or shapes != [one.shape for one in still]:
+            return still
+        return Motion(*(one.to(its.dtype) for one, its in zip(saved, still, strict=True)))
+
+    def _names(self) -> tuple[str, ...]:
+        """Return the names of the memory's buffers."""
+        return MemoryState._fields + (MOTION if self.moves else ())
+
+
+def _named(state: MemoryState, motion: Motion | None) -> dict[str, torch.Tensor]:
+    """Return the values of a memory's buffers by their names; a motion's if there is one."""
+    return dict(zip(MemoryState._fields + MOTION, (*state, *(motion or ())), strict=False))
 
 
 def _empty(dim: int, capacity: int, dtype: torch.dtype, device: torch.types.Device) -> MemoryState:

@@ -1,7 +1,7 @@
 """The PyTorch module: the core's step over a memory in buffers, its gradient attached to autograd."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import is_dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
@@ -10,7 +10,7 @@ from zlib import crc32
 import torch
 import torch.distributed as dist
 
-from xbm import compensation, losses
+from xbm import losses
 from xbm.backends.torch import is_compiling
 from xbm.compensation import Compensation, Motion
 from xbm.integrations.pytorch_metric_learning import adapted
@@ -157,9 +157,8 @@ class XBM(Memory):
         shard: bool = False,
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        super().__init__(dim, capacity, dtype=dtype, device=device, shard=shard, group=group)
         pair_loss, pair_miner = adapted(loss, miner, dim=dim)
-        self.objective = Objective(
+        objective = Objective(
             loss=losses.get(pair_loss, reduction),
             miner=pair_miner,
             weight=weight,
@@ -178,6 +177,9 @@ class XBM(Memory):
             on_nonfinite=on_nonfinite,
             compensate=compensate,
         )
+        moves = objective.needs_motion
+        super().__init__(dim, capacity, dtype=dtype, device=device, moves=moves, shard=shard, group=group)
+        self.objective = objective
         if embed is not None and not callable(embed):
             raise TypeError(f"embed must be callable as embed(ids), got {embed!r:.80}")
         if (embed is None) == (compensate is not None and compensate.probes > 0):
@@ -185,9 +187,6 @@ class XBM(Memory):
         # Not an attribute of its own: where it is a module, its weights are the encoder's, not ours.
         self._embed = (embed,)
         self._calls: int | None = None  # what the step is, once it was read
-        if self.objective.needs_motion:
-            for name, value in self._still()._asdict().items():
-                self.register_buffer(f"motion_{name}", value)
         if shard:
             self.objective.refuse_shards()
         for name, function in (("loss", loss), ("miner", miner), ("match", match), ("pair_weights", pair_weights)):
@@ -262,13 +261,12 @@ class XBM(Memory):
             group = self._group(state, "train")
             state, motion = self._compensated(state, group)
             result = self.objective.step(state, embeddings, labels, **given, motion=motion, group=group)
-            self._keep(result.state)
-            self._keep_motion(result.motion)
+            self._keep(result.state, result.motion)
             self._calls = None if self._calls is None else self._calls + 1
             self.figures.copy_(result.report)
         else:
-            group = self._group(state, "evaluate")
-            result = self.objective.evaluate(state, embeddings, labels, **given, motion=self._motion(), group=group)
+            group, motion = self._group(state, "evaluate"), self._motion(state)
+            result = self.objective.evaluate(state, embeddings, labels, **given, motion=motion, group=group)
         return result.loss
 
     if TYPE_CHECKING:
@@ -276,7 +274,7 @@ class XBM(Memory):
 
     def _compensated(self, state: MemoryState, group: Group) -> tuple[MemoryState, Motion | None]:
         """Return the memory and its motion after the round that is due, if one is."""
-        compensate, (embed,), motion = self.objective.compensate, self._embed, self._motion()
+        compensate, (embed,), motion = self.objective.compensate, self._embed, self._motion(state)
         if compensate is not None and motion is not None and embed is not None:
             if self._calls is None:
                 self._calls = int(self.step)
@@ -284,23 +282,8 @@ class XBM(Memory):
                 state, motion = round_of(
                     compensate, state, motion, embed, normalize=self.objective.normalize, group=group
                 )
-                self._keep_motion(motion)
+                self._keep(state, motion)
         return state, motion
-
-    def _motion(self) -> Motion | None:
-        """Return how the memory moves; None where nothing asks for it."""
-        if not self.objective.needs_motion:
-            return None
-        return Motion(*(getattr(self, f"motion_{name}") for name in Motion._fields))
-
-    def _still(self) -> Motion:
-        """Return the motion of a memory that has not moved."""
-        return compensation.init(MemoryState(*(getattr(self, name) for name in MemoryState._fields)))
-
-    def _keep_motion(self, motion: Motion | None) -> None:
-        if motion is not None and self.objective.needs_motion:
-            for name, value in motion._asdict().items():
-                getattr(self, f"motion_{name}").copy_(value)
 
     def _group(self, state: MemoryState, mode: str) -> Group:
         """Return who a call is made with."""
@@ -335,9 +318,6 @@ class XBM(Memory):
         """Empty the memory and the report. Steps and skipped rows count on: a warm-up that is over stays over."""
         super().clear()
         self.figures.fill_(torch.nan)
-        motion = self._motion()
-        if motion is not None:
-            self._keep_motion(self._still()._replace(settled=motion.settled))
 
     def fill(self, encoder: Callable[[Any], torch.Tensor], loader: Iterable[Sequence[Any]]) -> int:
         """Fill the memory with the embeddings of a loader's samples, as the paper does once the warm-up is over.
@@ -403,11 +383,10 @@ class XBM(Memory):
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Return a copy without the rows, their motion and their figures; `embed` is the same one."""
+        """Return a copy without the rows and their figures; `embed` is the same one."""
         memo[id(self._embed)] = self._embed
         twin = super().__deepcopy__(memo)
         twin.figures = torch.full_like(self.figures, torch.nan)
-        twin._keep_motion(self._still())
         twin.marker = torch.full_like(self.marker, twin._mark)
         return twin
 
@@ -417,32 +396,9 @@ class XBM(Memory):
         if self.figures.device != device:
             self.figures = torch.empty(len(REPORT), device=device)
             self.marker = torch.empty(1, dtype=torch.int64, device=device)
-            if self.objective.needs_motion:
-                for name, value in self._still()._asdict().items():
-                    setattr(self, f"motion_{name}", value)
         self.figures.fill_(torch.nan)
         self.marker.fill_(self._mark)
         self._calls = None
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        errors: list[str],
-    ) -> None:
-        """Take the motion with the memory; one saved without, or for other options, leaves it still."""
-        keys, before = [f"{prefix}motion_{name}" for name in Motion._fields], len(errors)
-        rest = {key: value for key, value in state_dict.items() if key not in keys}
-        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
-        missing_keys[:] = [key for key in missing_keys if key not in keys]
-        if len(errors) == before and self.objective.needs_motion:
-            saved, still = [state_dict.get(key) for key in keys], self._still()
-            fits = all(one is not None and one.shape == mine.shape for one, mine in zip(saved, still, strict=True))
-            self._keep_motion(Motion(*saved) if fits else still)
 
 
 def _raise(error: Exception) -> NoReturn:

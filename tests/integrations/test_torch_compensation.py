@@ -31,6 +31,10 @@ def made(encoder, options=ROUNDS, **more):
     return XBM(DIM, CAPACITY, warmup=2, compensate=compensate, embed=embed, **more)
 
 
+def motion_of(module):
+    return {name: module.get_buffer(f"motion_{name}") for name in compensation.Motion._fields}
+
+
 def train(encoder, module, optimizer, steps, seed=0):
     """Take steps; return their losses."""
     losses = []
@@ -59,7 +63,7 @@ def test_a_round_is_the_cores_and_touches_nothing_else():
     module = made(encoder)
     train(encoder, module, torch.optim.SGD(encoder.parameters(), lr=0.1), range(3))
     state = MemoryState(*(module.get_buffer(name).clone() for name in MemoryState._fields))
-    motion = compensation.Motion(*(module.get_buffer(f"motion_{name}").clone() for name in compensation.Motion._fields))
+    motion = compensation.Motion(*(one.clone() for one in motion_of(module).values()))
     statistics, generator = buffers(encoder), torch.random.get_rng_state()
 
     slots, filled = module.objective.compensate.slots(state)
@@ -78,7 +82,7 @@ def test_a_round_is_the_cores_and_touches_nothing_else():
 
     expected = module.objective.step(state, z.detach(), ids % 5, ids=ids, motion=motion)
     same({name: module.get_buffer(name) for name in MemoryState._fields}, expected.state._asdict())
-    same({name: module.get_buffer(f"motion_{name}") for name in compensation.Motion._fields}, expected.motion._asdict())
+    same(motion_of(module), expected.motion._asdict())
     assert module.report["drift_after"] == float(expected.motion.after) < module.report["drift_before"]
 
 
@@ -120,10 +124,7 @@ def test_saved_with_and_loaded_without_and_the_other_way_round():
     still.load_state_dict(moving.state_dict())
     assert torch.equal(still.embeddings, moving.embeddings)
     moving.load_state_dict(still.state_dict())
-    same(
-        {name: moving.get_buffer(f"motion_{name}") for name in compensation.Motion._fields},
-        compensation.init(moving._state())._asdict(),
-    )
+    same(motion_of(moving), compensation.init(moving._state())._asdict())
 
 
 def test_a_copy_and_a_cleared_memory_are_still():
@@ -132,10 +133,31 @@ def test_a_copy_and_a_cleared_memory_are_still():
     train(encoder, module, torch.optim.SGD(encoder.parameters(), lr=0.1), range(7))
     twin = copy.deepcopy(module)
     assert twin._embed is module._embed
+    assert twin.motion_shift.is_meta  # it takes no space until it begins
+    assert len(twin.rows().labels) == 0
     module.clear()
     for one in (twin, module):
         assert float(one.motion_trust) == 0
         assert one.motion_before.isnan()
+
+
+def test_a_motion_goes_where_its_memory_goes():
+    encoder = network()
+    module = made(encoder)
+    train(encoder, module, torch.optim.SGD(encoder.parameters(), lr=0.1), range(7))
+    saved, twin = module.state_dict(), copy.deepcopy(module)
+    assert not any(name.startswith("motion_") for name in twin.state_dict())  # nor the memory: it has not begun
+    wider = XBM(DIM, 2 * CAPACITY, compensate=Compensation())
+    for one, options in ((made(network()), {"assign": True}), (wider, {}), (twin, {})):
+        one.load_state_dict(copy.deepcopy(saved), **options)
+        same(motion_of(one), motion_of(module))
+        assert torch.equal(one.rows().embeddings, module.rows().embeddings)
+    with pytest.raises(RuntimeError, match="7 dimensions"):
+        module.load_state_dict(XBM(7, CAPACITY, compensate=Compensation()).state_dict())
+    same(motion_of(module), motion_of(twin))
+    with torch.device("meta"):
+        empty = XBM(DIM, CAPACITY, compensate=Compensation())
+    same(motion_of(empty.to_empty(device="cpu")), compensation.init(empty._state())._asdict())
 
 
 def test_evaluation_moves_nothing():

@@ -1,5 +1,7 @@
 """How much the memory counts, under PyTorch: the core's options, which resume with the module."""
 
+import copy
+
 import pytest
 import torch
 
@@ -40,6 +42,17 @@ def test_the_module_is_the_core_and_resumes():
     assert module.motion_settled == 4
     with pytest.raises(ValueError, match="step wants their ids"):
         module(torch.ones(2, 3), torch.arange(2))
+
+
+def test_a_copy_that_has_not_begun_has_not_settled():
+    module = XBM(3, 32, **(OPTIONS | {"settle": 1e9}))
+    for step in range(3):
+        call(module, step)
+    twin, plain = copy.deepcopy(module).eval(), XBM(3, 32, weight=0.0).eval()
+    assert module.motion_settled > 0
+    assert call(twin, 3) == call(plain, 3) != call(module.eval(), 3)
+    call(twin.train(), 3)
+    assert twin.motion_settled == 0
 
 
 def test_the_options_are_shown_and_compared_between_ranks():
