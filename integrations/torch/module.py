@@ -285,6 +285,12 @@ class XBM(Memory):
                 self._keep(state, motion)
         return state, motion
 
+    def _motion(self, state: MemoryState) -> Motion | None:
+        """Return how the memory moves; None if the objective, which may have been replaced, does not ask."""
+        if self.objective.needs_motion and not self.moves:
+            raise ValueError("this memory does not move: give compensate= or settle= when the XBM is made")
+        return super()._motion(state) if self.objective.needs_motion else None
+
     def _group(self, state: MemoryState, mode: str) -> Group:
         """Return who a call is made with."""
         rank, size = (dist.get_rank(self.group), dist.get_world_size(self.group)) if is_initialized() else (0, 1)

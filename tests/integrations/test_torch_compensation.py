@@ -160,6 +160,23 @@ def test_a_motion_goes_where_its_memory_goes():
     same(motion_of(empty.to_empty(device="cpu")), compensation.init(empty._state())._asdict())
 
 
+def test_an_objective_that_is_replaced_stops_the_motion_and_cannot_start_it():
+    encoder = network()
+    module, plain = made(encoder, {}), XBM(DIM, CAPACITY, warmup=2)
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1)
+    train(encoder, module, optimizer, range(5))
+    shift = module.motion_shift.clone()
+    moving, module.objective = module.objective, plain.objective
+    train(encoder, module, optimizer, range(5, 7))
+    module.eval()(encoder(PICTURES), torch.arange(SAMPLES))
+    assert torch.equal(module.motion_shift, shift)
+    plain.objective = moving
+    for one in (plain, plain.eval()):
+        with pytest.raises(ValueError, match="give compensate= or settle= when the XBM is made"):
+            one(encoder(PICTURES), torch.arange(SAMPLES))
+    assert plain.step == 0
+
+
 def test_evaluation_moves_nothing():
     encoder = network()
     module = made(encoder, {"probes": 16, "every": 1})
