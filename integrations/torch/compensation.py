@@ -61,11 +61,14 @@ def round_of(
 def _embedded(
     embed: Embed, state: MemoryState, slots: torch.Tensor, filled: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return fresh rows (p, D) of some slots, and which (p,) there are: those whose sample is known."""
+    """Return fresh rows (p, D) of some slots, and which (p,) there are: those whose sample is known.
+
+    Their dtype is the memory's, at least float32, on every rank.
+    """
     ids = torch.where(filled, state.ids[slots], -1).cpu()
     known = ids >= 0
-    device, dim = state.embeddings.device, state.embeddings.shape[1]
-    fresh = torch.zeros(len(ids), dim, device=device)
+    device, dtype = state.embeddings.device, torch.promote_types(state.embeddings.dtype, torch.float32)
+    fresh = torch.zeros(len(ids), state.embeddings.shape[1], dtype=dtype, device=device)
     if known.any():
         with torch.no_grad(), unchanged_statistics(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"Using `torch.compile\(module\)` when there are global hooks")
@@ -73,8 +76,7 @@ def _embedded(
         checks.embeddings("what embed returns", found, state.embeddings)
         if len(found) != int(known.sum()):
             raise ValueError(f"embed must return a row for each of the {int(known.sum())} ids, got {len(found)}")
-        fresh = fresh.to(torch.promote_types(found.dtype, torch.float32))
-        fresh[known.to(device)] = found.to(fresh.dtype)
+        fresh[known.to(device)] = found.to(dtype)
     elif filled.any():
         raise ValueError(
             "the memory knows no samples to embed anew: give every batch its ids, as in xbm(embeddings, labels, "

@@ -27,8 +27,12 @@ def network(seed=1):
 
 def made(encoder, options=ROUNDS, **more):
     compensate = Compensation(**options)
-    embed = (lambda ids: encoder(PICTURES[ids])) if compensate.probes else None
-    return XBM(DIM, CAPACITY, warmup=2, compensate=compensate, embed=embed, **more)
+
+    def embed(ids):
+        assert not torch.is_grad_enabled()
+        return encoder(PICTURES[ids])
+
+    return XBM(DIM, CAPACITY, warmup=2, compensate=compensate, embed=embed if compensate.probes else None, **more)
 
 
 def motion_of(module):
@@ -258,10 +262,15 @@ def moved(history, options, mode):
 
 @pytest.mark.parametrize("mode", ["replicated", "sharded"])
 @pytest.mark.parametrize(
-    "options", [{"follow": False, **ROUNDS}, {}, {"returning": True}], ids=["rounds", "follow", "returning"]
+    "options",
+    [{"follow": False, "probes": 17, "every": 1}, {}, {"returning": True}],
+    ids=["rounds", "follow", "returning"],
 )
 def test_ranks_are_one_process(mode, options):
-    """All ranks' pairs are one fit's. A shard asks for rows of its own, so it has other pairs than one process."""
+    """All ranks' pairs are one fit's. A shard asks for rows of its own, so it has other pairs than one process.
+
+    The first round finds nothing in the second shard, and the ranks share 17 rows.
+    """
     rng, two = np.random.default_rng(0), shared(2)
     history = [[rng.choice(SAMPLES, n, replace=False).tolist() for n in (9, 7)] for _ in range(8)]
     own_pairs = mode == "sharded" and "probes" in options
@@ -276,6 +285,27 @@ def test_ranks_are_one_process(mode, options):
                 assert name == "motion_rejected" or np.max(np.abs(mine - value)) < 0.2
             else:
                 np.testing.assert_allclose(mine, value, rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+def wider_than_the_memory():
+    """Take two steps with an encoder in float64; before the second, this rank's shard has rows or has none."""
+    encoder = network().double()
+    embed = lambda ids: encoder(PICTURES[ids].double())  # noqa: E731
+    module = XBM(DIM, CAPACITY, warmup=1, shard=True, compensate=Compensation(probes=16, every=1), embed=embed)
+    ids = torch.arange(8) + 8 * dist.get_rank()
+    for _ in range(2):
+        module(embed(ids), ids // 2, ids=ids)
+        with torch.no_grad():
+            encoder[-1].bias += 0.1
+    return {name: value.numpy() for name, value in motion_of(module).items()}
+
+
+def test_ranks_agree_where_one_has_no_row_to_embed():
+    """Of what dtype its pairs are must not depend on there being any."""
+    first, second = shared(2).run(wider_than_the_memory)
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+    assert np.isfinite(first["before"])
 
 
 def fails_on_one(rank):
