@@ -149,7 +149,7 @@ def test_a_motion_goes_where_its_memory_goes():
     encoder = network()
     module = made(encoder)
     train(encoder, module, torch.optim.SGD(encoder.parameters(), lr=0.1), range(7))
-    saved, twin = module.state_dict(), copy.deepcopy(module)
+    saved, twin = module.state_dict(), copy.deepcopy(copy.deepcopy(module))
     assert not any(name.startswith("motion_") for name in twin.state_dict())  # nor the memory: it has not begun
     wider = XBM(DIM, 2 * CAPACITY, compensate=Compensation())
     for one, options in ((made(network()), {"assign": True}), (wider, {}), (twin, {})):
