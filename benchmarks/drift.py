@@ -29,6 +29,7 @@ from xbm.experiments.split import split
 from xbm.experiments.training import Training
 from xbm.integrations.torch.compensation import unchanged_statistics
 
+SETTLED = 0.4  # squared distance at which the memory counts from then on, where a form waits for it
 ORACLE_EVERY = 5  # steps between two refreshes of the oracle's memory, unless its name says otherwise
 CHUNK = 256  # rows that are embedded at a time
 STEP = 3  # forward passes that a training step costs for each sample: its own, and two for the way back
@@ -40,6 +41,7 @@ class Form(Plan):
 
     name: str = "stale memory"
     options: dict = field(default_factory=dict)  # of its compensation, if there are any
+    counts: dict = field(default_factory=dict)  # options of the objective that say how much the memory counts
     refresh: int = 0  # steps from one refresh of the whole memory to the next, 0 = none
 
     @property
@@ -67,17 +69,24 @@ FORMS = {
     "follow + map, 32 every 8": {"options": {"follow": True, "probes": 32, "every": 8}},
     "follow + map, 64 every 4": {"options": {"follow": True, "probes": 64, "every": 4}},
     "follow + map, 64 every 16": {"options": {"follow": True, "probes": 64, "every": 16}},
+    "max_age 64": {"counts": {"max_age": 64}},
+    "half_life 64": {"counts": {"half_life": 64}},
+    "ramp 500": {"counts": {"ramp": 500}},
+    "balance 0.5": {"counts": {"balance": 0.5}},
+    "balance 1": {"counts": {"balance": 1.0}},
+    "follow, settle": {"options": {"follow": True}, "counts": {"settle": SETTLED}, "warmup": 0},
     "oracle": {"refresh": ORACLE_EVERY},
     "oracle, every step": {"refresh": 1},
     "larger batch": {"classes": 1.25},
 }
 
 
-class Oracle(Engine):
-    """A torch engine whose memory is embedded anew as a whole."""
+class Studied(Engine):
+    """A torch engine with what a form has beyond a plan: the oracle's memory is embedded anew as a whole."""
 
     def __init__(self, plan, images):
         super().__init__(plan, images)
+        self.xbm.objective = replace(self.xbm.objective, **plan.counts)
         self.images, self.refresh, self.steps = images, plan.refresh, 0
 
     def step(self, images, labels, ids, rate):
@@ -116,7 +125,7 @@ def one_run(form, parts):
     """Train once; return what came of it as values that JSON holds."""
     train, held_out, test = parts
     training = Training(form, train, held_out, measures=False)
-    training.engine = Oracle(form, train.images)
+    training.engine = Studied(form, train.images)
     started = time.process_time()
     training.run()
     seconds = time.process_time() - started

@@ -13,7 +13,7 @@ from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.data import Case, products_like
 from benchmarks.tables import Table, megabytes, span
 from benchmarks.timing import Times, interleaved
-from xbm import losses
+from xbm import Compensation, losses
 from xbm.experiments.engines.torch import as_input
 from xbm.experiments.training import Batches
 
@@ -214,7 +214,7 @@ def alphabets(tmp_path):
 
 def test_drift_trains_every_form_and_keeps_the_runs(alphabets, tmp_path):
     path = tmp_path / "runs.jsonl"
-    names = ["no memory", "oracle", "follow", "map, 32 every 8", "larger batch"]
+    names = ["no memory", "oracle", "follow", "map, 32 every 8", "larger batch", "balance 1", "follow, settle"]
     command = ["--data", str(alphabets), "--capacity", "64", "--steps", "17", "--json", str(path)]
     done = CliRunner().invoke(drift.main, [*names, *command], catch_exceptions=False)
     assert done.exit_code == 0
@@ -225,6 +225,8 @@ def test_drift_trains_every_form_and_keeps_the_runs(alphabets, tmp_path):
     by_form = {run["form"]: run for run in runs}
     assert by_form["map, 32 every 8"]["passes"] == 4 / 32
     assert not np.isnan(by_form["map, 32 every 8"]["figures"]["drift_before"])
+    counted = drift.Studied(drift.Form(**drift.FORMS["follow, settle"]), np.zeros((1, 1, 8, 8), np.uint8)).xbm.objective
+    assert (counted.settle, counted.warmup, counted.compensate) == (drift.SETTLED, 0, Compensation(follow=True))
     shown = CliRunner().invoke(drift.main, ["--json", str(path), "--part", "test"], catch_exceptions=False)
     assert "Test classes" in shown.output
     assert all(name in shown.output for name in names)
@@ -245,7 +247,7 @@ def test_the_share_of_the_oracles_gain_is_of_the_seeds_that_all_have():
 def test_the_oracles_memory_is_what_the_network_makes_of_its_samples(alphabets):
     parts = drift.parts_of(alphabets)
     form = drift.Form(name="oracle", capacity=32, classes=4, instances=2, steps=9, refresh=1)
-    engine = drift.Oracle(form, parts[0].images)
+    engine = drift.Studied(form, parts[0].images)
     for batch in Batches(form, parts[0]):
         engine.step(*batch)
     before = [buffer.clone() for buffer in engine.encoder.buffers()]
