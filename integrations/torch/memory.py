@@ -88,9 +88,9 @@ class Memory(torch.nn.Module):
     def clear(self) -> None:
         """Empty the memory, which is then still. Steps and skipped rows count on: a warm-up that is over stays over."""
         state = memory.clear(self._state())
-        motion = self._motion(state)
+        motion = self._still(state)
         if motion is not None:
-            motion = compensation.init(state)._replace(settled=motion.settled)
+            motion = motion._replace(settled=self.motion_settled)
         self._keep(state, motion)
 
     def _state(self, device: torch.device | str = "cpu", *, begin: bool = True) -> MemoryState:
@@ -192,8 +192,9 @@ class Memory(torch.nn.Module):
         motion = [state_dict.pop(prefix + name, None) for name in MOTION]
         if len(present) == len(MemoryState._fields):
             try:
-                state = self._fitted(MemoryState(*saved))
-                fitted = _named(state, self._fitted_motion(motion, state))
+                with torch.inference_mode(False):  # they may be assigned
+                    state = self._fitted(MemoryState(*saved))
+                    fitted = _named(state, self._fitted_motion(motion, state))
             except ValueError as problem:
                 errors.append(f"The memory was left as it is. The saved one cannot be loaded: {problem}")
         if fitted:
@@ -210,8 +211,7 @@ class Memory(torch.nn.Module):
     def _fitted(self, saved: MemoryState) -> MemoryState:
         """Return a saved memory in this one's capacity and dtypes, or raise a ValueError that says why not."""
         for name, value in saved._asdict().items():
-            if not isinstance(value, torch.Tensor) or value.is_meta or value.layout != torch.strided:
-                raise ValueError(f"{name} must be a dense tensor with values, got {type(value).__name__} {value!r:.60}")
+            _refuse_other_than_dense(name, value)
         problem = memory.inconsistency(saved)
         if problem:
             raise ValueError(problem)
@@ -235,11 +235,18 @@ class Memory(torch.nn.Module):
         return fitted
 
     def _fitted_motion(self, saved: list[Any], state: MemoryState) -> Motion | None:
-        """Return a saved motion of rows of this size; if it is none, that of a memory that has not moved."""
-        still, shapes = self._still(state), [getattr(one, "shape", None) for one in saved]
-        if still is None or shapes != [one.shape for one in still]:
+        """Return a saved motion; of a memory that has not moved if none is there whole; or raise as `_fitted` does."""
+        still = self._still(state)
+        if still is None or any(value is None for value in saved):
             return still
-        return Motion(*(one.to(its.dtype) for one, its in zip(saved, still, strict=True)))
+        for name, value, its in zip(MOTION, saved, still, strict=True):
+            _refuse_other_than_dense(name, value)
+            if value.shape != its.shape:
+                raise ValueError(f"{name} must have shape {tuple(its.shape)}, got {tuple(value.shape)}")
+        motion = Motion(*(value.to(its.dtype) for value, its in zip(saved, still, strict=True)))
+        if not (motion.shift.isfinite().all() and motion.trust.isfinite()):
+            raise ValueError("its motion is not finite")
+        return motion
 
     def _names(self) -> tuple[str, ...]:
         """Return the names of the memory's buffers."""
@@ -249,6 +256,11 @@ class Memory(torch.nn.Module):
 def _named(state: MemoryState, motion: Motion | None) -> dict[str, torch.Tensor]:
     """Return the values of a memory's buffers by their names; a motion's if there is one."""
     return dict(zip(MemoryState._fields + MOTION, (*state, *(motion or ())), strict=False))
+
+
+def _refuse_other_than_dense(name: str, value: Any) -> None:
+    if not isinstance(value, torch.Tensor) or value.is_meta or value.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor with values, got {type(value).__name__} {value!r:.60}")
 
 
 def _empty(dim: int, capacity: int, dtype: torch.dtype, device: torch.types.Device) -> MemoryState:

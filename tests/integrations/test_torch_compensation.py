@@ -164,6 +164,29 @@ def test_a_motion_goes_where_its_memory_goes():
     same(motion_of(empty.to_empty(device="cpu")), compensation.init(empty._state())._asdict())
 
 
+def test_a_bad_motion_is_refused_and_half_a_one_is_none():
+    encoder = network()
+    module = made(encoder)
+    train(encoder, module, torch.optim.SGD(encoder.parameters(), lr=0.1), range(7))
+    saved, before = copy.deepcopy(module.state_dict()), buffers(module)
+    for name, value, sentence in (
+        ("shift", saved["motion_shift"].to("meta"), "motion_shift must be a dense tensor with values, got Tensor"),
+        ("shift", saved["motion_shift"].to_sparse(), "motion_shift must be a dense tensor"),
+        ("trust", saved["motion_trust"].numpy(), "motion_trust must be a dense tensor with values, got ndarray"),
+        ("shift", torch.zeros(DIM + 1), r"motion_shift must have shape \(4,\), got \(5,\)"),
+        ("trust", torch.tensor(torch.nan), "its motion is not finite"),
+    ):
+        for assign in (False, True):
+            with pytest.raises(RuntimeError, match=f"The memory was left as it is.* {sentence}"):
+                module.load_state_dict(saved | {f"motion_{name}": value}, assign=assign)
+            same(buffers(module), before)
+    del saved["motion_trust"]
+    with torch.inference_mode():
+        module.load_state_dict(saved, assign=True)
+    same(motion_of(module), compensation.init(module._state())._asdict())
+    train(encoder, module, torch.optim.SGD(encoder.parameters(), lr=0.1), range(7, 10))
+
+
 def test_an_objective_that_is_replaced_stops_the_motion_and_cannot_start_it():
     encoder = network()
     module, plain = made(encoder, {}), XBM(DIM, CAPACITY, warmup=2)
@@ -174,6 +197,8 @@ def test_an_objective_that_is_replaced_stops_the_motion_and_cannot_start_it():
     train(encoder, module, optimizer, range(5, 7))
     module.eval()(encoder(PICTURES), torch.arange(SAMPLES))
     assert torch.equal(module.motion_shift, shift)
+    module.clear()
+    assert module.motion_shift.count_nonzero() == 0
     plain.objective = moving
     for one in (plain, plain.eval()):
         with pytest.raises(ValueError, match="give compensate= or settle= when the XBM is made"):
