@@ -275,7 +275,9 @@ class XBM(Memory):
     def _compensated(self, state: MemoryState, group: Group) -> tuple[MemoryState, Motion | None]:
         """Return the memory and its motion after the round that is due, if one is."""
         compensate, (embed,), motion = self.objective.compensate, self._embed, self._motion(state)
-        if compensate is not None and motion is not None and embed is not None:
+        if compensate is not None and compensate.probes and motion is not None:
+            if embed is None:
+                raise ValueError("this XBM cannot embed rows anew: give embed= when it is made, or probes=0")
             if self._calls is None:
                 self._calls = int(self.step)
             if compensate.due(self._calls):

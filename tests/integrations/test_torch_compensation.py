@@ -203,7 +203,11 @@ def test_an_objective_that_is_replaced_stops_the_motion_and_cannot_start_it():
     for one in (plain, plain.eval()):
         with pytest.raises(ValueError, match="give compensate= or settle= when the XBM is made"):
             one(encoder(PICTURES), torch.arange(SAMPLES))
-    assert plain.step == 0
+    following = XBM(DIM, CAPACITY, compensate=Compensation())
+    following.objective = made(encoder).objective
+    with pytest.raises(ValueError, match=r"give embed= when it is made, or probes=0"):
+        following(encoder(PICTURES), torch.arange(SAMPLES), ids=torch.arange(SAMPLES))
+    assert plain.step == following.step == 0
 
 
 def test_evaluation_moves_nothing():
