@@ -196,6 +196,22 @@ def test_calls_without_samples_that_come_back_say_nothing_of_the_drift(backend):
     assert int(motion.settled) == 0
 
 
+def test_a_cleared_memory_is_still_and_has_settled(backend):
+    objective = xbm.Objective(warmup=0, settle=4.0, compensate=xbm.Compensation())
+    state, labels, ids = fresh(backend, 12), backend.array(np.asarray([0, 0, 1, 1])), backend.array(np.arange(4))
+    motion = compensation.init(state)
+    for angle in (0.0, 0.2, 0.4):
+        result = objective.step(state, backend.array(turned(angle)), labels, ids=ids, motion=motion)
+        state, motion = result.state, result.motion
+    assert np.any(backend.numpy(motion.shift))
+    assert int(motion.settled) > 0
+    state = xbm.clear(state)
+    cleared, still = compensation.clear(state, motion), compensation.init(state)
+    assert int(cleared.settled) > 0
+    for name in set(Motion._fields) - {"settled"}:
+        np.testing.assert_array_equal(*(backend.numpy(getattr(one, name)) for one in (cleared, still)))
+
+
 @given(
     seed=st.integers(0, 2**32 - 1),
     size=lengths(2, 6, [4]),

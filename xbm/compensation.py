@@ -76,6 +76,11 @@ def init(state: MemoryState) -> Motion:
     )
 
 
+def clear(state: MemoryState, motion: Motion) -> Motion:
+    """Return the motion of a memory that was cleared: none, but a warm-up that is over stays over."""
+    return init(state)._replace(settled=motion.settled)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Compensation:
     """How a memory follows the network.

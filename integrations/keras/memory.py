@@ -70,10 +70,7 @@ class Memory:
     def clear(self) -> None:
         """Empty the memory, which is then still. Steps and skipped rows count on: a warm-up that is over stays over."""
         state, motion = memory.clear(self._to_numpy()), self.motion()
-        if motion is not None:
-            settled = keras.ops.convert_to_numpy(motion.settled)
-            motion = compensation.init(state)._replace(settled=settled)
-        self._assign(state, motion)
+        self._assign(state, motion and compensation.clear(state, motion))
 
     def state(self) -> MemoryState:
         """Return the variables' values."""

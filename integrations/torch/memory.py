@@ -88,10 +88,8 @@ class Memory(torch.nn.Module):
     def clear(self) -> None:
         """Empty the memory, which is then still. Steps and skipped rows count on: a warm-up that is over stays over."""
         state = memory.clear(self._state())
-        motion = self._still(state)
-        if motion is not None:
-            motion = motion._replace(settled=self.motion_settled)
-        self._keep(state, motion)
+        motion = self._motion(state)
+        self._keep(state, motion and compensation.clear(state, motion))
 
     def _state(self, device: torch.device | str = "cpu", *, begin: bool = True) -> MemoryState:
         """Return the memory; one that has not begun yet begins on a device, or an empty one stands in for it."""

@@ -265,7 +265,7 @@ class XBM(Memory):
             self._calls = None if self._calls is None else self._calls + 1
             self.figures.copy_(result.report)
         else:
-            group, motion = self._group(state, "evaluate"), self._motion(state)
+            group, motion = self._group(state, "evaluate"), self._wanted(state)
             result = self.objective.evaluate(state, embeddings, labels, **given, motion=motion, group=group)
         return result.loss
 
@@ -274,7 +274,7 @@ class XBM(Memory):
 
     def _compensated(self, state: MemoryState, group: Group) -> tuple[MemoryState, Motion | None]:
         """Return the memory and its motion after the round that is due, if one is."""
-        compensate, (embed,), motion = self.objective.compensate, self._embed, self._motion(state)
+        compensate, (embed,), motion = self.objective.compensate, self._embed, self._wanted(state)
         if compensate is not None and compensate.probes and motion is not None:
             if embed is None:
                 raise ValueError("this XBM cannot embed rows anew: give embed= when it is made, or probes=0")
@@ -287,11 +287,11 @@ class XBM(Memory):
                 self._keep(state, motion)
         return state, motion
 
-    def _motion(self, state: MemoryState) -> Motion | None:
+    def _wanted(self, state: MemoryState) -> Motion | None:
         """Return how the memory moves; None if the objective, which may have been replaced, does not ask."""
         if self.objective.needs_motion and not self.moves:
             raise ValueError("this memory does not move: give compensate= or settle= when the XBM is made")
-        return super()._motion(state) if self.objective.needs_motion else None
+        return self._motion(state) if self.objective.needs_motion else None
 
     def _group(self, state: MemoryState, mode: str) -> Group:
         """Return who a call is made with."""
