@@ -8,11 +8,12 @@ from hypothesis import HealthCheck, settings
 from tests import table
 from tests.table import BACKENDS
 
-settings.register_profile("dev", deadline=None, max_examples=30)
-settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True, print_blob=True)
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine fails no test
+settings.register_profile("dev", untimed, max_examples=30)
+settings.register_profile("ci", untimed, max_examples=60, derandomize=True, print_blob=True)
 settings.register_profile("ci-traced", settings.get_profile("ci"), max_examples=30)  # graphs, for each signature
 settings.register_profile("ci-compiled", settings.get_profile("ci"), max_examples=10)  # seconds for each shape
-settings.register_profile("nightly", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("nightly", untimed, max_examples=2000)
 settings.load_profile(os.environ.get("XBM_HYPOTHESIS_PROFILE", "dev"))
 
 
