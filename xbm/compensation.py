@@ -77,7 +77,15 @@ def init(state: MemoryState) -> Motion:
 
 
 def clear(state: MemoryState, motion: Motion) -> Motion:
-    """Return the motion of a memory that was cleared: none, but a warm-up that is over stays over."""
+    """Return the motion of a memory that was cleared: none, but a warm-up that is over stays over.
+
+    Parameters
+    ----------
+    state : MemoryState
+        The memory, from `xbm.clear`.
+    motion : Motion
+        What it had before.
+    """
     return init(state)._replace(settled=motion.settled)
 
 
