@@ -29,7 +29,8 @@ from xbm.losses import (
     Triplet,
     TupletMargin,
 )
-from xbm.memory import MemoryState, Rows, advance, clear, enqueue, init, resize, rows
+from xbm.memory import advance, clear, enqueue, init, resize, rows
+from xbm.memory_state import MemoryState, Rows
 from xbm.mining import (
     DistanceWeightedMiner,
     EasyPositiveMiner,
@@ -39,9 +40,12 @@ from xbm.mining import (
     MultiSimilarityMiner,
     SemiHardMiner,
 )
-from xbm.objective import REPORT, Objective, Step
-from xbm.pairs import LogQ
+from xbm.objective import Objective, Step
 from xbm.reductions import LogSumExp, Sum, TopK
+from xbm.relation import LogQ
+from xbm.report import REPORT, Report
+from xbm.schedule import WarmUp
+from xbm.state import State
 
 __version__ = "0.1.0"
 
@@ -71,6 +75,7 @@ __all__ = [
     "Objective",
     "PairLoss",
     "RecallAtK",
+    "Report",
     "RowLoss",
     "Rows",
     "SemiHardMiner",
@@ -78,12 +83,14 @@ __all__ = [
     "Side",
     "SidedPairLoss",
     "SmoothAP",
+    "State",
     "Step",
     "Sum",
     "SupCon",
     "TopK",
     "Triplet",
     "TupletMargin",
+    "WarmUp",
     "advance",
     "as_integers",
     "clear",

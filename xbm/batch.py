@@ -1,22 +1,23 @@
-"""One call's input: checked, widened, normalised, and the way back for the gradient."""
+"""One call's batch: its inputs checked, cast and normalised, on one process or gathered from all ranks."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Self
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, Self
 
 from xbm import backends, checks
 from xbm.backends import Array, device_of
-from xbm.memory import MemoryState, class_of_slot
+from xbm.memory_state import MemoryState, class_of_slot
 from xbm.normalization import normalize, through_normalize
-from xbm.ranks import Ranks, Spread
+from xbm.ranks import ONE, Ranks, Spread
 
 
 class Side(NamedTuple):
-    """Input rows x, queries or keys, as they are compared."""
+    """Input rows, queries or keys: as given, and as they are compared."""
 
-    x: Array  # (B, D) as given, with whatever differentiates through it
-    z: Array  # (B, D) a constant, in the dtype of all arithmetic
-    length: Array | None  # (B, 1) what x was divided by
+    x: Array  # (B, D) as given; differentiable
+    z: Array  # (B, D) as compared: a constant, in the dtype of all arithmetic
+    length: Array | None  # (B, 1) the divisor of x; None if x was not normalised
 
     def to_input(self, dz: Array) -> Array:
         """Return dL/dx, in z's dtype, from dL/dz."""
@@ -24,16 +25,16 @@ class Side(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Anchors, and what is compared with them and stored: themselves, or keys. Of this rank, or `gathered` from all."""
+    """Anchors, and the rows that are compared with them and stored: the anchors themselves, or keys."""
 
     queries: Side  # of this rank
     keys: Side | None  # of this rank
-    z: Array  # (B, D) the anchors
-    stored: Array  # (K, D) the rows that are compared and stored: the anchors, or the keys
-    labels: Array | None  # (B,) int64; None until each sample is a class of its own
+    z: Array  # (B, D) anchors, of this rank or `gathered` from all
+    stored: Array  # (K, D) rows to compare and store: the anchors, or the keys
+    labels: Array | None  # (B,) int64; None until `labelled`
     stored_labels: Array | None  # (K,) int64
     ids: Array | None  # (B,) int64, -1 = none
-    enqueue: Array | None  # (K,) bool, which rows to store; None = all
+    enqueue: Array | None  # (K,) bool, rows to store; None = all
 
     def gathered(self, ranks: Ranks) -> Self:
         """Return the batch of all ranks."""
@@ -56,10 +57,10 @@ class Batch(NamedTuple):
         return None if rows is None else spread.gather(rows)
 
     def labelled(self, slots: Array | None, capacity: int) -> Self:
-        """Return the batch with labels: those given, or a class of its own for each sample.
+        """Return the batch with labels: the given ones, or a class of its own for each sample.
 
-        The class is the sample's id, or a number that no other row of the memory or the batch has: `class_of_slot` of
-        the slot (B,) that its row is stored in, or of one beyond the memory where there is none.
+        The class is the sample's id. Without an id it is `class_of_slot` of the slot (B,) that stores the row, or of a
+        slot beyond the memory if the row is not stored: no other row of the memory or the batch has it.
         """
         if self.labels is not None:
             return self
@@ -86,7 +87,7 @@ def read(
     enqueue: Array | None = None,
     unit: bool,
 ) -> Batch:
-    """Return the `Batch` of a call, or refuse what the memory `state` cannot take."""
+    """Return the `Batch` of a call, or raise if it does not fit the memory `state`."""
     like = state.embeddings
     checks.embeddings("embeddings", x, like)
     if labels is not None:
@@ -97,23 +98,24 @@ def read(
         raise ValueError(f"key_labels were given without {'keys' if keys is None else 'labels'}")
     if labels is None and ids is None and keys is None:
         raise ValueError(
-            "labels are missing: leave them out only beside ids, equal ones of which are a class, or beside keys, of "
-            "which key i is query i's"
+            "labels are missing: they are optional only with ids, where equal ids are one class, or with keys, where "
+            "query i and key i are one class"
         )
     stored, stored_labels = x, labels
     if keys is not None:
         checks.embeddings("keys", keys, like)
         if key_labels is None and keys.shape[0] != x.shape[0]:
             raise ValueError(
-                f"{'labels and ' if labels is None else ''}key_labels are needed where key i is not of query i's "
-                f"class: there are {x.shape[0]} queries and {keys.shape[0]} keys"
+                f"{'labels and ' if labels is None else ''}key_labels are needed unless key i has query i's class: "
+                f"there are {x.shape[0]} queries and {keys.shape[0]} keys"
             )
         stored, stored_labels = keys, labels if key_labels is None else key_labels
         if stored_labels is not None:
             checks.integers("key_labels", stored_labels, keys, like, of="keys")
         if ids is not None and keys.shape[0] != x.shape[0]:
             raise ValueError(
-                f"ids name both query i and key i, but there are {x.shape[0]} queries and {keys.shape[0]} keys"
+                f"ids are the samples of both query i and key i, but there are {x.shape[0]} queries and "
+                f"{keys.shape[0]} keys"
             )
     if enqueue is not None:
         checks.mask("enqueue", enqueue, stored, like, of="embeddings" if keys is None else "keys")
@@ -140,3 +142,28 @@ def read(
         ids=None if ids is None else xp.clip(exact(ids), min=-1),
         enqueue=enqueue,
     )
+
+
+class Group(Protocol):
+    """The processes that train together."""
+
+    def meet(self, read: Callable[[], Batch]) -> tuple[Batch, Ranks]:
+        """Return this rank's batch, from `read`, and the ranks of the call; if `read` raises on a rank, all raise."""
+
+    def share(self, number: int) -> list[int]:
+        """Return the numbers of all ranks, in rank order."""
+
+
+class Alone:
+    """A group of one process."""
+
+    def meet(self, read: Callable[[], Batch]) -> tuple[Batch, Ranks]:
+        """Return the batch and the only rank."""
+        return read(), ONE
+
+    def share(self, number: int) -> list[int]:
+        """Return the only rank's number."""
+        return [number]
+
+
+ALONE = Alone()

@@ -1,7 +1,7 @@
-"""Refusals: every bad input is met here, before anything has changed.
+"""Checks of options and inputs, made before anything changes.
 
-A message says what was expected, what came, and the shapes. Everything checked is static (types, dtypes,
-shapes, devices), so no check waits for a device or breaks a compiler.
+An error states the expected and the actual value, and the shapes. Everything checked is static (types, dtypes, shapes,
+devices), so no check synchronises a device or breaks a compiler.
 """
 
 from math import isfinite
@@ -14,16 +14,17 @@ from xbm.backends import Array, Namespace, array_namespace, device_of
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 
 
-def whole_number(name: str, value: object, *, at_least: int) -> None:
-    """Refuse anything but a whole number of at least `at_least`."""
+def whole_number(name: str, value: object, *, at_least: int) -> int:
+    """Return a whole number of at least `at_least` as an int, or raise."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
     if value < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {value}")
+    return int(value)  # NumPy's own would widen what they meet
 
 
 def number(name: str, value: object, *, at_least: float | None = None) -> float:
-    """Return a finite real number, of at least `at_least` if that is given, as a float, or refuse it."""
+    """Return a finite real number of at least `at_least` as a float, or raise."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
     if not isfinite(value):
@@ -34,28 +35,30 @@ def number(name: str, value: object, *, at_least: float | None = None) -> float:
 
 
 def positive(name: str, value: object) -> float:
-    """Return a finite real number above 0 as a float, or refuse it."""
+    """Return a finite real number above 0 as a float, or raise."""
     found = number(name, value)
     if found <= 0:
         raise ValueError(f"{name} must be above 0, got {value}")
     return found
 
 
-def flag(name: str, value: object) -> None:
-    """Refuse anything but True or False."""
+def flag(name: str, value: object) -> bool:
+    """Return True or False, or raise on anything else."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
 
 
-def choice(name: str, value: object, accepted: tuple[object, ...]) -> None:
-    """Refuse a value that is not among `accepted`."""
+def choice(name: str, value: object, accepted: tuple[object, ...]) -> object:
+    """Return a value that is among `accepted`, or raise."""
     if value not in accepted:
         *others, last = map(repr, accepted)
         raise ValueError(f"{name} must be {', '.join(others)} or {last}, got {value!r}")
+    return value
 
 
 def same_library(name: str, array: Array, like: Array) -> None:
-    """Refuse what is no array, or an array of another library or on another device than `like`."""
+    """Raise if an object is not an array of the library and on the device of `like`."""
     xp, got = array_namespace(like), type(array)
     library = backends.library(xp)
     try:
@@ -72,18 +75,18 @@ def same_library(name: str, array: Array, like: Array) -> None:
 
 
 def floats(xp: Namespace) -> list[Any]:
-    """Return the dtypes of a library that embeddings may have."""
+    """Return the dtypes of a library that embeddings can have."""
     wide = backends.operations(xp).integer_dtype(xp) == xp.int64  # JAX has no 64-bit numbers unless told to
     return [getattr(xp, name) for name in FLOATS if hasattr(xp, name) and (wide or name != "float64")]
 
 
 def dtype_name(dtype: Any) -> str:
-    """Return what a dtype is called in a message."""
+    """Return the name of a dtype for a message."""
     return getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
 
 
 def embeddings(name: str, array: Array, like: Array) -> None:
-    """Refuse anything but floating-point (B, D) of the memory's D, library and device."""
+    """Raise unless an array is floating point, of shape (B, D), with the memory's D, library and device."""
     same_library(name, array, like)
     xp = array_namespace(like)
     dim, shape = like.shape[1], tuple(array.shape)
@@ -96,7 +99,7 @@ def embeddings(name: str, array: Array, like: Array) -> None:
 
 
 def integers(name: str, array: Array, rows: Array, like: Array, *, of: str = "embeddings") -> None:
-    """Refuse anything but (B,) exact integers, one for each of `rows`, which are called `of`."""
+    """Raise unless an array holds exact integers, one for each of `rows`; messages call the rows `of`."""
     same_library(name, array, like)
     xp = array_namespace(like)
     shape = tuple(array.shape)
@@ -111,7 +114,7 @@ def integers(name: str, array: Array, rows: Array, like: Array, *, of: str = "em
 
 
 def mask(name: str, array: Array, rows: Array, like: Array, *, of: str = "embeddings") -> None:
-    """Refuse anything but (B,) booleans, one for each of `rows`, which are called `of`."""
+    """Raise unless an array holds booleans, one for each of `rows`; messages call the rows `of`."""
     same_library(name, array, like)
     if not array_namespace(like).isdtype(array.dtype, "bool"):
         raise TypeError(f"{name} must be boolean, got {dtype_name(array.dtype)} of shape {tuple(array.shape)}")
@@ -119,7 +122,7 @@ def mask(name: str, array: Array, rows: Array, like: Array, *, of: str = "embedd
 
 
 def one_each(name: str, shape: tuple[int, ...], rows: Array, of: str) -> None:
-    """Refuse a shape that does not hold one entry for each row of a batch."""
+    """Raise unless a shape holds one entry for each row of a batch."""
     if len(shape) == 2 and shape[0] == rows.shape[0]:
         hint = ": one-hot or multi-label rows are not class numbers (take the argmax of one-hot ones)"
     else:

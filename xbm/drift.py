@@ -1,7 +1,7 @@
 """Drift: how far a row has moved since it was stored, D(x, t; dt) = |f(x; theta_t) - f(x; theta_{t-dt})|^2.
 
-`Probe` measures it as the XBM paper does, on a fixed set of samples embedded again and again. `returning` measures it
-without one extra forward pass: when a sample comes back, the memory still holds its old row.
+`Probe` measures the drift as the XBM paper does, on a fixed set of samples that are embedded again and again.
+`returning` measures it without an extra forward pass: when a sample returns, the memory still holds its old row.
 """
 
 from __future__ import annotations
@@ -12,42 +12,42 @@ from typing import NamedTuple
 from xbm import backends, checks
 from xbm.backends import Array, device_of
 from xbm.integers import at_most
-from xbm.memory import MemoryState
+from xbm.lookup import bounded, look_up
+from xbm.memory_state import MemoryState
 from xbm.normalization import normalize as unit
-from xbm.pairs import bounded, look_up
 from xbm.ranks import ONE, Ranks, total
 
 
 class Drift(NamedTuple):
-    """Mean over the stored rows of samples that came back; NaN where none did."""
+    """Mean over the stored rows of returning samples; NaN without any."""
 
     distance: Array  # () squared Euclidean distance between new and old row
     age: Array  # () training calls since the old row was stored
 
 
-class Met(NamedTuple):
-    """Rows of a batch whose samples have an old row in the memory, n = min(B, M) of fixed shape."""
+class Returned(NamedTuple):
+    """Samples of a batch that have an old row in the memory, in arrays of fixed length n = min(B, M)."""
 
-    old: Array  # (n,) slots of the old rows, the newest first
-    new: Array  # (n,) places in the batch of the new ones
-    valid: Array  # (n,) bool, which of them there are
+    old: Array  # (n,) integer, slots of the old rows, newest first
+    new: Array  # (n,) integer, index in the batch of the new rows
+    valid: Array  # (n,) bool, entries that hold a sample
 
 
 def returning(state: MemoryState, embeddings: Array, ids: Array, ranks: Ranks = ONE) -> Drift:
-    """Measure the drift of samples that come back, before their new rows are written.
+    """Measure the drift of returning samples, before their new rows are written.
 
-    Takes O(M log B + B D): ids are joined by sorting the batch's, and at most B old rows, the newest, are read.
+    It takes O(M log B + B D): the batch's ids are sorted, and at most B old rows, the newest, are read.
 
     Parameters
     ----------
     state : MemoryState
         The memory before the batch is stored.
     embeddings : (B, D)
-        New rows, as they will be compared and stored.
+        New rows, as they will be stored.
     ids : (B,) integer
         Samples of the new rows, negative = none.
     ranks : Ranks
-        Who holds the memory's shards, of each of which at most B old rows are read.
+        The ranks that hold the memory's shards; at most B old rows of each shard are read.
 
     Returns
     -------
@@ -69,11 +69,11 @@ def returning(state: MemoryState, embeddings: Array, ids: Array, ranks: Ranks = 
     """
     checks.embeddings("embeddings", embeddings, state.embeddings)
     checks.integers("ids", ids, embeddings, state.embeddings)
-    return of_met(state, embeddings, met(state, ids, ranks), ranks)
+    return measured(state, embeddings, returned(state, ids, ranks), ranks)
 
 
-def met(state: MemoryState, ids: Array, ranks: Ranks = ONE) -> Met | None:
-    """Return which rows of a batch with ids (B,) have an old row in the memory, or a shard of it; None of no rows."""
+def returned(state: MemoryState, ids: Array, ranks: Ranks = ONE) -> Returned | None:
+    """Return the samples of a batch with ids (B,) that have an old row in the memory or a shard; None if B is 0."""
     xp, ops = backends.of(state.embeddings)
     device = device_of(state.embeddings)
     rows, batch, integer = state.ids.shape[0], ops.length(ids), state.ids.dtype
@@ -81,22 +81,24 @@ def met(state: MemoryState, ids: Array, ranks: Ranks = ONE) -> Met | None:
         return None
     order = xp.argsort(ids, stable=True)
     behind = state.cursor - ranks.shard.first(rows)
-    behind = xp.where((behind > 0) & (behind <= rows), behind, rows)  # the newest row here stands before it
+    behind = xp.where(
+        (behind > 0) & (behind <= rows), behind, rows
+    )  # the newest row of this shard is in the slot before
     newest_first = xp.remainder(behind - 1 - xp.arange(rows, dtype=integer, device=device), rows)
     theirs = xp.take(state.ids, newest_first)
-    place, met = look_up(bounded(xp.take(ids, order)), theirs)
-    hit = met & (theirs >= 0)
+    place, known = look_up(bounded(xp.take(ids, order)), theirs)
+    hit = known & (theirs >= 0)
 
-    # The n-th hit is where the running count of hits reaches n: fixed shapes, and no sort of M numbers.
+    # The n-th hit is where the running count of hits reaches n: fixed shapes, without sorting M numbers.
     found = ops.running_sum(xp.astype(hit, integer))
     nth = xp.searchsorted(found, 1 + xp.arange(ops.length(ids, most=rows), dtype=integer, device=device))
     valid = nth < rows
     nth = at_most(nth, rows - 1)
-    return Met(xp.take(newest_first, nth), xp.take(order, xp.where(valid, xp.take(place, nth), 0)), valid)
+    return Returned(xp.take(newest_first, nth), xp.take(order, xp.where(valid, xp.take(place, nth), 0)), valid)
 
 
-def of_met(state: MemoryState, embeddings: Array, found: Met | None, ranks: Ranks = ONE) -> Drift:
-    """Return the drift of the rows that have an old one in the memory, before the new ones are written."""
+def measured(state: MemoryState, embeddings: Array, found: Returned | None, ranks: Ranks = ONE) -> Drift:
+    """Return the drift of returning samples, before their new rows (B, D) are written."""
     xp, _ = backends.of(state.embeddings)
     if found is None:
         nothing = xp.full((), xp.nan, dtype=embeddings.dtype, device=device_of(state.embeddings))
@@ -119,7 +121,7 @@ def between(old: Array, new: Array, *, normalize: bool = True) -> Array:
     Parameters
     ----------
     old, new : (n, D) floating point
-        Row i of either is of the same sample.
+        Row i of both is the same sample.
     normalize : bool
         Compare x / max(|x|, 1e-6), as the memory stores them, or x itself.
 
@@ -130,7 +132,7 @@ def between(old: Array, new: Array, *, normalize: bool = True) -> Array:
     Raises
     ------
     TypeError, ValueError
-        If the two are not rows of one library, device and shape.
+        If the two differ in library, device or shape.
 
     Examples
     --------
@@ -157,9 +159,9 @@ def between(old: Array, new: Array, *, normalize: bool = True) -> Array:
 
 
 class Probe:
-    """The slow drift over a training run: mean D(x, t; dt) of a fixed probe set, for several dt.
+    """The slow drift over a training run: mean D(x, t; dt) of a fixed set of samples, for several dt.
 
-    It wants embeddings at the steps that are `due`, and keeps them only while a later step needs them.
+    It needs embeddings at the steps that are `due`, and keeps them only while a later step needs them.
 
     Parameters
     ----------
@@ -168,17 +170,17 @@ class Probe:
     every : int
         Steps between two readings: t is a multiple of it.
     past : mapping of int to (n, D), optional
-        `past` of a probe that was saved, to go on from there.
+        `past` of a saved probe, to continue from.
 
     Attributes
     ----------
     past : dict of int to (n, D)
-        Step to the probe set's embeddings then, as far as still needed.
+        Embeddings of the samples by step, while a later step needs them.
 
     Raises
     ------
     TypeError, ValueError
-        If a number is no int or below 1.
+        If a number is not an int of at least 1.
 
     Examples
     --------
@@ -209,20 +211,20 @@ class Probe:
         self.past = dict(past or {})
 
     def due(self, step: int) -> bool:
-        """Tell whether the embeddings of this step are wanted: for a reading at it, or at a later one."""
+        """Return whether this step's embeddings are needed, for a reading at this step or a later one."""
         return step % self.every == 0 or any(self._reading_needs(step, apart) for apart in self.apart)
 
     def record(self, step: int, embeddings: Array) -> dict[int, float]:
-        """Take the probe set's embeddings at a step that is due; return {dt: mean D} as far as it can be known.
+        """Store the samples' embeddings at a step that is due, and return {dt: mean D} where both steps are known.
 
-        Empty unless the step is a multiple of `every`. Reading the distances makes a device wait.
+        Empty unless the step is a multiple of `every`. Reading the distances synchronises the device.
 
         Parameters
         ----------
         step : int
-            Training steps so far; each call's is larger than the last's.
+            Training steps so far, larger at each call.
         embeddings : (n, D) floating point
-            The same samples in the same order each time, the encoder in evaluation mode.
+            Embeddings of the same samples in the same order at each call, from the encoder in evaluation mode.
         """
         found = {}
         if step % self.every == 0:

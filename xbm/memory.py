@@ -1,46 +1,22 @@
 """The memory: a first-in-first-out ring of embeddings, labels, ids and steps, as a pure state machine.
 
-Every transition takes a `MemoryState` and returns the next one. It *consumes* its argument, like a donated
-buffer: where the library can, rows are written in place, so only the returned state may be used afterwards.
-An input that is refused leaves the state as it was.
-
-Two facts hold in every state and serve the rest of the library: slots `0 .. count - 1` are the filled ones,
-and the slots that one call appends follow each other round the ring from the cursor.
+Every transition takes a `MemoryState` and returns the next one. It *consumes* its argument, like a donated buffer: rows
+are written in place if the library can, so only the returned state may be used afterwards. An input that raises an error
+leaves the state unchanged.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import array_api_compat.numpy as numpy_namespace
 
 from xbm import backends, checks
-from xbm.backends import Array, Namespace, array_namespace, device_of
+from xbm.backends import Array, Namespace, device_of
 from xbm.integers import at_most
+from xbm.memory_state import MemoryState, Rows, class_of_slot
 from xbm.placing import Placement, place
 from xbm.ranks import Shard
-
-
-class MemoryState(NamedTuple):
-    """The whole memory as arrays of fixed shapes (M = capacity, D = embedding size)."""
-
-    embeddings: Array  # (M, D) rows as stored, in the dtype fixed at `init`
-    labels: Array  # (M,) int64, class of each row
-    ids: Array  # (M,) int64, sample of each row; -1 = none
-    stored_at: Array  # (M,) int64, step of the call that stored the row; -1 = empty or stored before step 0
-    cursor: Array  # () int64 in [0, M), the slot written next
-    count: Array  # () int64 in [0, M], filled slots
-    step: Array  # () int64, training calls so far
-    skipped: Array  # () int64, rows not stored so far because they were not finite
-
-
-class Rows(NamedTuple):
-    """Filled rows, oldest first (n = count)."""
-
-    embeddings: Array  # (n, D)
-    labels: Array  # (n,)
-    ids: Array  # (n,)
-    stored_at: Array  # (n,)
 
 
 def init(
@@ -55,16 +31,16 @@ def init(
     dim : int
         D, the embeddings' size, at least 1.
     dtype : dtype of `xp`, optional
-        What rows are stored in: float32 (default), bfloat16, float16 or float64.
+        Dtype of the stored rows: float32 (default), bfloat16, float16 or float64.
     device : device of `xp`, optional
-        Where the memory lives; the library's default if left out.
+        Device of the memory; the library's default if left out.
     xp : namespace
         The array library; NumPy if left out.
 
     Raises
     ------
     TypeError, ValueError
-        If a size is no int or below 1, or the dtype is none of the four.
+        If a size is not an int of at least 1, or the dtype is not one of the four.
 
     Examples
     --------
@@ -79,7 +55,7 @@ def init(
     if isinstance(dtype, str) or dtype not in checks.floats(xp):  # TensorFlow's equal their names
         names = ", ".join(f"{backends.library(xp)}'s {checks.dtype_name(one)}" for one in checks.floats(xp))
         got = repr(dtype) if isinstance(dtype, str) else checks.dtype_name(dtype)
-        raise TypeError(f"dtype must be one of {names}, not its name, got {got}")
+        raise TypeError(f"dtype must be one of {names} (the dtype itself, not its name), got {got}")
 
     integer = backends.operations(xp).integer_dtype(xp)
 
@@ -111,32 +87,32 @@ def enqueue(
 ) -> MemoryState:
     """Append a batch, dropping the oldest rows when full, exactly as `collections.deque(maxlen=M)` does.
 
-    Any batch size is good: none, one, M, or more than M (the newest M rows stay). Rows are stored detached,
-    cast to the memory's dtype, under the current step.
+    A batch can have any size: 0, 1, M, or more than M (the newest M rows stay). Rows are stored detached, cast to the
+    memory's dtype, with the current step.
 
-    With `copies="replace"` an empty memory comes to hold one row, the newest, for each id: of the rows with one id in
-    a batch only the last is stored; a row whose id is in the memory is written in that slot, which keeps its place in
-    the ring; then the others are appended. That drops the oldest rows, even one renewed by the same batch.
+    With `copies="replace"`, a memory that began empty holds one row for each id, the newest. Of the rows with one id in
+    a batch, only the last is stored. A row whose id is in the memory is written into that slot, which keeps its place
+    in the ring. The other rows are appended. Appending drops the oldest rows, even one that the same batch renewed.
 
     Parameters
     ----------
     state : MemoryState
         Consumed: use only the returned state.
     embeddings : (B, D) floating point
-        Stored as they are; normalise them first if similarities are to be cosines.
+        Stored as given. Normalise them first for cosine similarities.
     labels : (B,) integer
         Class of each row.
     ids : (B,) integer, optional
-        Sample of each row, >= 0; a negative one means none.
+        Sample of each row, >= 0; negative = none.
     mask : (B,) bool, optional
-        Rows to store; a False row changes nothing.
+        Rows to store. A row where it is False changes nothing.
     copies : {"keep", "replace"}
-        Whether rows of one id stand beside each other, or the newest takes the place of the older one.
+        Whether to keep all rows of one id, or only the newest.
     on_nonfinite : {"skip", "raise"}
-        What to do with rows that hold NaN or infinity, or would in the memory's dtype: leave them out and count
-        them in `skipped`, or raise (which makes a device wait, and cannot be compiled).
+        How to treat rows with NaN or infinity, also after the cast to the memory's dtype: leave them out and count
+        them in `skipped`, or raise an error (which synchronises the device, and cannot be compiled).
     age : int
-        Training calls since the rows were current; 1 keeps rows apart from those of the call to come.
+        Training calls since the rows were current. With 1, they are older than the rows of the next call.
 
     Returns
     -------
@@ -145,8 +121,8 @@ def enqueue(
     Raises
     ------
     TypeError, ValueError
-        On float labels, another D, other lengths, library or device, and on non-finite rows if asked to.
-        The state is then as it was.
+        On float labels, another D, length, library or device, and with `on_nonfinite="raise"` on non-finite rows. The
+        state is then unchanged.
 
     Examples
     --------
@@ -186,7 +162,7 @@ def storable(
     mask: Array | None = None,
     on_nonfinite: Literal["skip", "raise"] = "skip",
 ) -> tuple[Array, Array]:
-    """Return `(keep, bad)`: (B,) booleans of the rows to store, and of those refused as not finite."""
+    """Return `(keep, bad)`, each (B,) bool: the rows to store, and the rows left out because they are not finite."""
     checks.choice("on_nonfinite", on_nonfinite, ("skip", "raise"))
     xp, ops = backends.of(state.embeddings)
     largest = min(float(xp.finfo(dtype).max) for dtype in (embeddings.dtype, state.embeddings.dtype))
@@ -195,7 +171,7 @@ def storable(
     bad = asked & ~finite
     if on_nonfinite == "raise":
         if ops.is_compiling(embeddings):
-            raise RuntimeError('on_nonfinite="raise" reads values, which a compiler cannot: use "skip"')
+            raise RuntimeError('on_nonfinite="raise" reads values, which is impossible under a compiler: use "skip"')
         if xp.any(bad):
             n, dtype = int(xp.count_nonzero(bad)), checks.dtype_name(state.embeddings.dtype)
             raise ValueError(
@@ -216,7 +192,7 @@ def write(
     *,
     age: int = 0,
 ) -> MemoryState:
-    """Store the rows where `keep` is True as placed; count those where `bad` is. For batches already checked."""
+    """Store the rows where `keep` is True in their places, and count the rows where `bad` is. Nothing is checked."""
     xp, ops = backends.of(state.embeddings)
     integer = state.cursor.dtype
     source, slots, valid, appended, capacity, _ = placement
@@ -241,23 +217,23 @@ def write(
 
 
 def advance(state: MemoryState) -> MemoryState:
-    """Count one training call."""
+    """Return the state with one more training call counted."""
     xp, _ = backends.of(state.embeddings)
     return state._replace(step=xp.asarray(state.step + 1))
 
 
 def clear(state: MemoryState) -> MemoryState:
-    """Return the memory without its rows; `step` and `skipped` count on."""
+    """Return the memory without its rows; `step` and `skipped` keep their values."""
     return _emptied(state, state.labels.shape[0])
 
 
 def rows(state: MemoryState) -> Rows:
-    """Return the filled rows, oldest first, as copies. Their number depends on the state: not for compilers."""
+    """Return copies of the filled rows, oldest first. The shape depends on the state, so it cannot be compiled."""
     return _in_slots(state, _newest(state, int(state.count)))
 
 
 def of_shard(state: MemoryState, shard: Shard) -> MemoryState:
-    """Return a shard as a memory of its own: the same rows, and the cursor and count that go with them."""
+    """Return a shard as a memory of its own: the same rows, with a cursor and count for its slots alone."""
     xp, _ = backends.of(state.embeddings)
     m = state.labels.shape[0]
     cursor, count = (at_most(xp.clip(one - shard.first(m), min=0), m) for one in (state.cursor, state.count))
@@ -283,11 +259,6 @@ def resize(state: MemoryState, capacity: int) -> MemoryState:
     )
 
 
-def class_of_slot(slots: Array) -> Array:
-    """Return the class of rows without a label, one for each slot (n,) they are in: the lowest integers there are."""
-    return array_namespace(slots).iinfo(slots.dtype).min + slots
-
-
 def _newest(state: MemoryState, n: int) -> Array:
     """Return the slots of the newest n rows, oldest first."""
     xp, _ = backends.of(state.embeddings)
@@ -301,7 +272,7 @@ def _in_slots(state: MemoryState, slots: Array) -> Rows:
 
 
 def _emptied(state: MemoryState, capacity: int) -> MemoryState:
-    """Return a memory like `state` of some capacity without rows; `step` and `skipped` count on."""
+    """Return an empty memory of a capacity, otherwise like `state`; `step` and `skipped` keep their values."""
     V = state.embeddings
     xp, _ = backends.of(V)
     empty = init(capacity=capacity, dim=V.shape[1], dtype=V.dtype, device=device_of(V), xp=xp)
@@ -309,7 +280,7 @@ def _emptied(state: MemoryState, capacity: int) -> MemoryState:
 
 
 def inconsistency(state: MemoryState) -> str | None:
-    """Return what is wrong with a state from outside, such as a loaded one, as a clause; None if it is sound."""
+    """Return the first inconsistency of a loaded state as a clause for a message; None if there is none."""
     xp, _ = backends.of(state.embeddings)
     shapes = {name: tuple(array.shape) for name, array in state._asdict().items()}
     rows = shapes["embeddings"]

@@ -39,6 +39,13 @@ def gumbel(seed: int, step: Array | int, anchors: Array, slots: Array, *, dtype:
     return -xp.log(-xp.log(u))
 
 
+def bits(number: Array) -> Array:
+    """Return 31 pseudo-random bits, () integer, for a () integer."""
+    nought = backends.array_namespace(number).zeros_like(number)
+    high, low = absorbed((nought, nought), number)
+    return high * 32768 + low // 2
+
+
 def absorbed(state: Halves, numbers: Array | int) -> Halves:
     """Return the state mixed with integers, of whose size 32 bits count."""
     high, low = state

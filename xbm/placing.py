@@ -6,15 +6,13 @@ they write back as it stands.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from xbm import backends
 from xbm.backends import Array, device_of
 from xbm.integers import at_most
+from xbm.memory_state import MemoryState
 from xbm.ranks import HERE, WHOLE, Shard, Spread
-
-if TYPE_CHECKING:
-    from xbm.memory import MemoryState
 
 
 class Placement(NamedTuple):

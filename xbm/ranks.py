@@ -11,14 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import reduce
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from xbm import backends
 from xbm.backends import Array
 from xbm.reductions import Summaries
-
-if TYPE_CHECKING:
-    from xbm.batch import Batch
 
 
 class Spread(ABC):
@@ -144,31 +141,6 @@ class Shard(NamedTuple):
 
 
 WHOLE, ONE = Shard(), Ranks()
-
-
-class Group(Protocol):
-    """Who trains together."""
-
-    def meet(self, read: Callable[[], Batch]) -> tuple[Batch, Ranks]:
-        """Return this rank's batch, as `read` returns it, and the ranks of the call; if one refuses, all do."""
-
-    def share(self, number: int) -> list[int]:
-        """Return the number that each rank gives."""
-
-
-class Alone:
-    """One process."""
-
-    def meet(self, read: Callable[[], Batch]) -> tuple[Batch, Ranks]:
-        """Return the batch and the only rank."""
-        return read(), ONE
-
-    def share(self, number: int) -> list[int]:
-        """Return the only rank's number."""
-        return [number]
-
-
-ALONE = Alone()
 
 
 def total(each: Spread, *scalars: Array) -> tuple[Array, ...]:

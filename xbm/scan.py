@@ -1,8 +1,8 @@
-"""The walk over a memory in blocks: values and gradients of a pair loss, never a (B, M) array.
+"""The walk over a memory in blocks: values and gradients of a pair loss, without a (B, M) array.
 
-`scan` walks the blocks to summarise the rows, once per stage of the loss, and once more to weigh the pairs. A
-`SidedPairLoss` is weighed during its last summary, so contrastive loss walks once in all. A loss that sees whole rows
-gets them in one block.
+`scan` walks the blocks once per stage of the loss to summarise the rows, and once more to weight the pairs. A
+`SidedPairLoss` weights its pairs during the only summary, so contrastive loss takes one walk in all. A loss that needs
+whole rows gets them in one block.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from xbm import backends
 from xbm.backends import Array, device_of
 from xbm.losses import Block, PairLoss, RowLoss, SidedPairLoss
 from xbm.losses.base import results
-from xbm.pairs import MemoryPairs, Met
+from xbm.pairs import Candidates, MemoryPairs
 from xbm.ranks import ONE, Ranks
 from xbm.reductions import Summaries
 
 
 class Scanned(NamedTuple):
-    """What a walk brings home for B anchors; of several ranks each has its own part of the sums over j."""
+    """The result of a walk for B anchors. With several ranks, each has the sums over its own part of the rows j."""
 
     value: Array  # (B,) L_i
     gradient: Array | None  # (B, D) dL_i/dz_i = sum_j W_ij v_j
@@ -45,21 +45,21 @@ def scan(
     ----------
     loss : RowLoss
     anchors : (B, D)
-        In the dtype that everything is computed in; blocks of rows are cast to it as they are read.
+        In the dtype of all arithmetic; blocks of rows are cast to it as they are read.
     rows : (M, D)
-        Constants: no gradient goes into them. A shard of them, if the ranks hold one each.
+        Constants, which get no gradient. A rank's shard of them, if the memory is sharded.
     columns : tuple of (M,) arrays
-        What `pairs` wants to know of the rows.
+        Columns of the memory that `pairs.candidates` takes.
     pairs : MemoryPairs
         Which pairs are positive and negative.
     block_rows : int
-        m, rows in a block; extra memory is O(B m), or O(B M) for a loss that sees whole rows.
+        m, rows in a block. Extra memory is O(B m), or O(B M) for a loss that needs whole rows.
     limit : int, optional
-        Slots from this one on are known to be in no pair.
+        Slots from this one on are in no pair.
     gradient : bool
-        Whether to weigh the pairs; without, `gradient` and `pairs` of the result are None.
+        Whether to weight the pairs. If False, `gradient` and `pairs` of the result are None.
     ranks : Ranks
-        Who walks: each over its part of the rows, for the anchors of all.
+        The ranks of the call: each walks over its part of the rows, for the anchors of all.
 
     Returns
     -------
@@ -71,22 +71,22 @@ def scan(
     slot, size = ranks.shard.first(M), block_rows if isinstance(loss, PairLoss) else M
     if isinstance(loss, PairLoss) and part is not None:
         slot = slot + part.start
-        if part.start == part.stop:  # more ranks than rows: the first stands in for a row beyond the last
+        if part.start == part.stop:  # more ranks than rows: a row beyond the last one, which is in no pair
             slot, part = M, slice(0, 1)
         rows, columns = rows[part, :], tuple(column[part] for column in columns)
-    limit = None if limit is None else max(limit - slot, 1)  # there is something to visit
+    limit = None if limit is None else max(limit - slot, 1)  # at least one block is visited
 
-    def walk(visit: Callable[[Array, Array, Array, Met], Any]) -> Any:
+    def walk(visit: Callable[[Array, Array, Array, Candidates], Any]) -> Any:
         def visit_block(carry: Any, start: Any, block_of_rows: Array, *block_of_columns: Array) -> Any:
             V = xp.astype(block_of_rows, anchors.dtype, copy=False)
             slots = slot + start + xp.arange(V.shape[0], device=device_of(anchors))
-            found = visit(anchors @ xp.matrix_transpose(V), V, slots, pairs.meet(slots, *block_of_columns))
+            found = visit(anchors @ xp.matrix_transpose(V), V, slots, pairs.candidates(slots, *block_of_columns))
             return found if carry is None else _merge(carry, found)
 
         return ops.fold(visit_block, (rows, *columns), size, limit=limit)
 
     def walk_blocks(visit: Callable[[Block, Array], Any]) -> Any:
-        return walk(lambda S, V, slots, met: visit(Block(S, *pairs.between(met), slots, every_anchor, pairs.step), V))
+        return walk(lambda S, V, slots, rows: visit(Block(S, *pairs.between(rows), slots, every_anchor, pairs.step), V))
 
     if not isinstance(loss, PairLoss):
 
@@ -101,7 +101,7 @@ def scan(
         return Scanned(value, *weighed)
 
     if isinstance(loss, SidedPairLoss) and gradient:
-        (of_positive, positive), (of_negative, negative) = walk(lambda S, V, _, met: _sided(loss, S, V, pairs, met))
+        (of_positive, positive), (of_negative, negative) = walk(lambda S, V, _, rows: _sided(loss, S, V, pairs, rows))
         r = results(merge(of_positive | of_negative))
         f_positive, f_negative = loss.factors(r)
         total = f_positive[:, None] * positive.gradient + f_negative[:, None] * negative.gradient
@@ -115,10 +115,11 @@ def scan(
     return Scanned(loss.value(r), *walk_blocks(lambda block, V: _weigh(loss.weights(block, r), V)))
 
 
-def _sided(loss: SidedPairLoss, S: Array, V: Array, pairs: MemoryPairs, met: Met) -> tuple[_Found, _Found]:
-    """Return `(summaries, weighed)` of either side of a block, from the rows that can matter to it where those are few.
+def _sided(loss: SidedPairLoss, S: Array, V: Array, pairs: MemoryPairs, rows: Candidates) -> tuple[_Found, _Found]:
+    """Return `(summaries, weighed)` of either side of a block.
 
-    Rows that no anchor meets are negatives to all: most rows, and nothing but their similarity need be looked at.
+    On a CPU, each side is computed from its relevant rows alone if they are few. Most rows are related to no anchor:
+    they are negatives of all, and their similarity alone decides.
     """
     xp, ops = backends.of(S)
 
@@ -134,19 +135,19 @@ def _sided(loss: SidedPairLoss, S: Array, V: Array, pairs: MemoryPairs, met: Met
         side = loss.negative(S, N)
         return side.summaries, _weigh(side.weights, V)
 
-    some = met.any() | (xp.arange(S.shape[1], device=device_of(S)) == 0)  # at least one
+    some = rows.related() | (xp.arange(S.shape[1], device=device_of(S)) == 0)  # at least one
     few = ops.few(some)
     if few is None:
-        P, N = pairs.between(met)
+        P, N = pairs.between(rows)
         return pull(S, P, V), push(S, N, V)
-    P, N = pairs.between(met.take(few))
-    others = xp.broadcast_to((met.filled * xp.astype(~some, S.dtype))[None, :], S.shape)
+    P, N = pairs.between(rows.take(few))
+    others = xp.broadcast_to((rows.filled * xp.astype(~some, S.dtype))[None, :], S.shape)
     S_few, V_few = xp.take(S, few, axis=1), xp.take(V, few, axis=0)
     return pull(S_few, P, V_few), _merge(push(S_few, N, V_few), push(S, others, V))
 
 
 def _weigh(W: Array, V: Array) -> _Weighed:
-    """Return W V, reading only the rows of some weight where those are few."""
+    """Return W V. On a CPU, only the rows with a non-zero weight are read if they are few."""
     xp, ops = backends.of(W)
     few = ops.few(xp.sum(xp.abs(W), axis=0) != 0)  # a NaN is not 0
     if few is not None:
@@ -162,11 +163,11 @@ class _Weighed(NamedTuple):
         return _Weighed(self.gradient + other.gradient, self.pairs + other.pairs)
 
 
-_Found: TypeAlias = tuple[Summaries, _Weighed]  # in one side of a block
+_Found: TypeAlias = tuple[Summaries, _Weighed]  # of one side of a block
 
 
 def _merge(carry: Any, found: Any) -> Any:
-    """Join two blocks' findings: reductions, or dicts and tuples of them."""
+    """Merge the results of two blocks: reductions, or dicts and tuples of them."""
     if isinstance(carry, dict):
         return {name: _merge(carry[name], found[name]) for name in carry}
     if hasattr(carry, "merge"):
