@@ -40,12 +40,13 @@ from xbm.mining import (
     MultiSimilarityMiner,
     SemiHardMiner,
 )
-from xbm.objective import Objective, Step
+from xbm.objective import Objective
 from xbm.reductions import LogSumExp, Sum, TopK
 from xbm.relation import LogQ
 from xbm.report import REPORT, Report
 from xbm.schedule import WarmUp
 from xbm.state import State
+from xbm.step import Step
 
 __version__ = "0.1.0"
 

@@ -1,8 +1,8 @@
 """The memory: a first-in-first-out ring of embeddings, labels, ids and steps, as a pure state machine.
 
 Every transition takes a `MemoryState` and returns the next one. It *consumes* its argument, like a donated buffer: rows
-are written in place if the library can, so only the returned state may be used afterwards. An input that raises an error
-leaves the state unchanged.
+are written in place if the library can, so only the returned state may be used afterwards. If an input raises an error,
+the state is unchanged.
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ class Objective(Relation, Schedule, Criterion):
         self.check_state(state)
         memory, warmup, motion = state
         _, ops = backends.of(memory.embeddings)
-        given = {"ids": ids, "keys": keys, "key_labels": key_labels, "enqueue": enqueue}
+        given: dict[str, Any] = {"ids": ids, "keys": keys, "key_labels": key_labels, "enqueue": enqueue}
         batch, ranks = group.meet(lambda: self._read(memory, x, labels, training=True, **given))
         batch = batch.gathered(ranks)
         keep, bad, placement = self._placed(memory, batch, ranks)
@@ -219,7 +219,7 @@ class Objective(Relation, Schedule, Criterion):
         self.check_state(state)
         memory = state.memory
         _, ops = backends.of(memory.embeddings)
-        given = {"ids": ids, "keys": keys, "key_labels": key_labels, "enqueue": enqueue}
+        given: dict[str, Any] = {"ids": ids, "keys": keys, "key_labels": key_labels, "enqueue": enqueue}
         batch, ranks = group.meet(lambda: self._read(memory, x, labels, **given))
         batch = batch.gathered(ranks).labelled(None, memory.labels.shape[0] * ranks.shard.shards)
         by_loss = any(ops.may_differentiate(one) for one in (x, keys) if one is not None)

@@ -161,7 +161,7 @@ def accepts(source: type, *, without: tuple[str, ...] = ()) -> Callable[[type[T]
             init(self, *arguments, **given)
 
         checked.__signature__ = inspect.Signature([*own, *taken])  # type: ignore[attr-defined]
-        owner.__init__ = checked  # type: ignore[misc]
+        setattr(owner, "__init__", checked)  # noqa: B010  (a type checker forbids the assignment)
         return _with_docs(owner, source, only=tuple(name for name in names if name not in known))
 
     return decorate

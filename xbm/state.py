@@ -35,7 +35,7 @@ def named(state: State) -> dict[str, Array]:
 
 def from_named(values: Mapping[str, Array]) -> State:
     """Return the state with these arrays; a part that has none of its arrays, or not all of them, is None."""
-    parts = []
+    parts: list[Any] = []
     for prefix, kind in PARTS.items():
         names = [f"{prefix}{name}" for name in kind._fields]
         parts.append(kind(*(values[name] for name in names)) if all(name in values for name in names) else None)

@@ -1,4 +1,4 @@
-"""Rounds of drift compensation: rows of the memory embedded anew by the user's encoder."""
+"""Rounds of drift compensation: the user's encoder embeds rows of the memory again."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,27 +11,23 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from xbm import checks
 from xbm.backends.torch import is_compiling
-from xbm.compensation import Compensation, Motion
+from xbm.batch import Group
+from xbm.compensation import Compensation, Probes
+from xbm.compensation.rounds import check_known
 from xbm.integrations.torch.ranks import ProcessSpread, Together
-from xbm.memory import MemoryState
-from xbm.ranks import ONE, Group, Ranks
+from xbm.memory_state import MemoryState
+from xbm.objective import Objective
+from xbm.ranks import ONE, Ranks
+from xbm.state import State
 
 Embed = Callable[[torch.Tensor], torch.Tensor]
 """From ids (n,) on the CPU to embeddings (n, D)."""
 
 
-def round_of(
-    compensation: Compensation,
-    state: MemoryState,
-    motion: Motion,
-    embed: Embed,
-    *,
-    normalize: bool,
-    group: Group,
-) -> tuple[MemoryState, Motion]:
-    """Embed some rows anew, and move the memory by what they tell.
+def moved(objective: Objective, compensation: Compensation, state: State, embed: Embed, *, group: Group) -> State:
+    """Embed some rows again, and move the memory by the map fitted to them.
 
-    Of several ranks each embeds a part of the rows. If one cannot, none moves, and all raise.
+    With several ranks, each embeds a part of the rows. If one of them raises, none moves its memory, and all raise.
     """
     together = group if isinstance(group, Together) else None
     ranks, n, part = ONE, compensation.probes, slice(None)
@@ -39,65 +35,59 @@ def round_of(
         each = ProcessSpread(together, [1] * together.size)
         ranks = Ranks(each=each, rank=together.rank, size=together.size, sharded=together.sharded)
         n = -(-n // ranks.size) if ranks.sharded else n
-    slots, filled = compensation.slots(state, n=n, shard=ranks.shard)
-    sizes = [len(one) for one in torch.tensor_split(slots, ranks.size)]
+    probes = compensation.probe(state.memory, n=n, shard=ranks.shard)
+    sizes = [len(one) for one in torch.tensor_split(probes.slots, ranks.size)]
     if not ranks.sharded:
         start = sum(sizes[: ranks.rank])
         part = slice(start, start + sizes[ranks.rank])
     try:
-        fresh, valid = _embedded(embed, state, slots[part], filled[part])
+        fresh, valid = _embedded(embed, state.memory, Probes(*(one[part] for one in probes)))
     except Exception:
-        group.share(1)  # tells the other ranks
+        group.share(1)  # so that the other ranks raise, too
         raise
     failed = group.share(0)
     if any(failed):
-        raise RuntimeError(f"rank {failed.index(1)} could not embed its rows anew, so no memory was moved")
+        raise RuntimeError(f"rank {failed.index(1)} could not embed its rows again, so no memory was moved")
     if together is not None and not ranks.sharded:
         spread = ProcessSpread(together, sizes)
         fresh, valid = spread.gather(fresh), spread.gather(valid)
-    return compensation.move(state, motion, slots, fresh, valid, normalize=normalize, ranks=ranks)
+    return objective.move(state, probes, fresh, valid, ranks=ranks)
 
 
-def _embedded(
-    embed: Embed, state: MemoryState, slots: torch.Tensor, filled: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return fresh rows (p, D) of some slots, and which (p,) there are: those whose sample is known.
+def _embedded(embed: Embed, memory: MemoryState, probes: Probes) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return fresh embeddings (p, D) of some rows, and which (p,) there are: those with a known sample.
 
-    Their dtype is the memory's, at least float32, on every rank.
+    Their dtype is the memory's, but at least float32, on every rank.
     """
-    ids = torch.where(filled, state.ids[slots], -1).cpu()
+    ids = probes.ids.cpu()
     known = ids >= 0
-    device, dtype = state.embeddings.device, torch.promote_types(state.embeddings.dtype, torch.float32)
-    fresh = torch.zeros(len(ids), state.embeddings.shape[1], dtype=dtype, device=device)
+    device, dtype = memory.embeddings.device, torch.promote_types(memory.embeddings.dtype, torch.float32)
+    fresh = torch.zeros(len(ids), memory.embeddings.shape[1], dtype=dtype, device=device)
+    check_known(filled=bool(probes.filled.any()), known=bool(known.any()))
     if known.any():
         with torch.no_grad(), unchanged_statistics(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"Using `torch.compile\(module\)` when there are global hooks")
             found = embed(ids[known])
-        checks.embeddings("what embed returns", found, state.embeddings)
+        checks.embeddings("the result of embed", found, memory.embeddings)
         if len(found) != int(known.sum()):
             raise ValueError(f"embed must return a row for each of the {int(known.sum())} ids, got {len(found)}")
         fresh[known.to(device)] = found.to(dtype)
-    elif filled.any():
-        raise ValueError(
-            "the memory knows no samples to embed anew: give every batch its ids, as in xbm(embeddings, labels, "
-            "ids=ids), or compensate without probes"
-        )
     return fresh, known.to(device)
 
 
 @contextmanager
 def unchanged_statistics() -> Iterator[None]:
-    """Give whatever batch norm is called meanwhile copies of its running statistics, and take them away at the end.
+    """Let each batch norm that is called meanwhile update copies of its running statistics, dropped at the end.
 
-    The modules are in the mode they are in: in training, they normalise by the batch. What a graph that waits for its
-    backward pass has saved of them is not written into. A module that was compiled in place, by `module.compile()`, is
-    not seen; one that `torch.compile(module)` returned is.
+    The modules keep their mode: in training, they normalise by the batch. The original buffers are not written to, so a
+    graph that waits for its backward pass stays valid. A module that `torch.compile(module)` returned is covered; one
+    that was compiled in place by `module.compile()` is not.
     """
     seen: set[torch.nn.Module] = set()
     kept: list[tuple[torch.nn.Module, dict[str, torch.Tensor | None]]] = []
 
     def swap(module: torch.nn.Module, inputs: Any) -> None:
-        if is_compiling():  # a compiled module has come by as a whole before
+        if is_compiling():  # the compiled module itself was seen before
             return
         for one in () if module in seen else module.modules():
             if isinstance(one, _NormBase) and one not in seen:

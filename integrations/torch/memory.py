@@ -1,4 +1,4 @@
-"""The memory as an `nn.Module`: its buffers, and how they are moved, saved, loaded and copied."""
+"""The state of an objective as the buffers of an `nn.Module`: how they are moved, saved, loaded and copied."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -8,25 +8,24 @@ import array_api_compat.torch as xp
 import torch
 import torch.distributed as dist
 
-from xbm import backends, checks, compensation, memory
-from xbm.compensation import Motion
+from xbm import backends, checks, memory
 from xbm.integrations.torch.ranks import is_initialized
-from xbm.memory import MemoryState, Rows
+from xbm.memory_state import MemoryState, Rows
+from xbm.objective import Objective
 from xbm.ranks import Shard
+from xbm.state import PARTS, State, from_named, named
 
-MOTION = tuple(f"motion_{name}" for name in Motion._fields)
-"""Names of the buffers of a memory that moves, beside those of `MemoryState`."""
+NAMES = tuple(f"{prefix}{name}" for prefix, kind in PARTS.items() for name in kind._fields)
+"""Names that buffers of a state can have."""
 
 backends.of(torch.empty(0))  # looked up before a compiler looks
 
 
 class Memory(torch.nn.Module):
-    """Holds a `MemoryState` in buffers of the fields' names; no mathematics.
+    """Holds the `State` of an objective in buffers named as by `xbm.state.named`; no mathematics.
 
-    Where it moves, its `Motion` is in buffers beside them: `motion_shift`, ...
-
-    A deep copy, such as an average of weights starts from, leaves the rows behind: its memory begins anew, empty, at
-    its first call in training mode. Until then its buffers lie on the meta device and take no space.
+    A deep copy, such as the start of an average of weights, has no rows: its memory is empty at its first call in
+    training mode. Until then its buffers are on the meta device and take no space.
     """
 
     embeddings: torch.Tensor
@@ -40,12 +39,12 @@ class Memory(torch.nn.Module):
 
     def __init__(
         self,
+        objective: Objective,
         dim: int,
         capacity: int,
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.types.Device = None,
-        moves: bool = False,
         shard: bool = False,
         group: dist.ProcessGroup | None = None,
     ) -> None:
@@ -54,8 +53,9 @@ class Memory(torch.nn.Module):
         checks.whole_number("capacity", capacity, at_least=1)
         if is_initialized() and dist.get_rank(group) < 0:
             raise ValueError("this process is not among the ranks of the group")
-        self.group, self.shard, self.moves = group, Shard(), moves
+        self.group, self.shard, self._objective = group, Shard(), objective
         if shard:
+            objective.check_mergeable()
             if not is_initialized():
                 raise ValueError("shard=True spreads the memory over ranks: call torch.distributed.init_process_group")
             self.shard = Shard(dist.get_rank(group), dist.get_world_size(group))
@@ -64,13 +64,31 @@ class Memory(torch.nn.Module):
                     f"capacity must be a multiple of the {self.shard.shards} ranks that hold equal shards of it, got "
                     f"{capacity}"
                 )
-        state = _empty(dim, capacity // self.shard.shards, dtype, device)
-        for name, value in _named(state, self._still(state)).items():
+        state = objective.init(capacity=capacity // self.shard.shards, dim=dim, dtype=dtype, device=device, xp=xp)
+        for name, value in named(state).items():
             self.register_buffer(name, value)
 
     @property
+    def objective(self) -> Objective:
+        """The loss, the miners and all other options. It can be replaced by one that needs no further buffers."""
+        return self._objective
+
+    @objective.setter
+    def objective(self, objective: Objective) -> None:
+        wanted = named(objective.init(capacity=1, dim=1, xp=xp))
+        if missing := [name for name in wanted if name not in self._buffers]:
+            raise ValueError(
+                f"this XBM has no buffers {', '.join(missing)}, which the new objective needs: make a new XBM, with "
+                f"settle= or compensate= from the start"
+            )
+        for name in self._names():
+            if name not in wanted:
+                delattr(self, name)
+        self._objective = objective
+
+    @property
     def capacity(self) -> int:
-        """M, the most rows the memory holds, on all ranks together if it is sharded."""
+        """M, the most rows the memory holds; of all ranks together if it is sharded."""
         return self.embeddings.shape[0] * self.shard.shards
 
     @property
@@ -81,55 +99,49 @@ class Memory(torch.nn.Module):
     def rows(self) -> Rows:
         """Return copies of the filled rows, oldest first: `embeddings` (n, D), `labels`, `ids`, `stored_at` (n,).
 
-        Of a sharded memory those of this rank.
+        If the memory is sharded, the rows of this rank.
         """
-        return memory.rows(memory.of_shard(self._state(), self.shard))
+        return memory.rows(memory.of_shard(self._state().memory, self.shard))
 
     def clear(self) -> None:
-        """Empty the memory, which is then still. Steps and skipped rows count on: a warm-up that is over stays over."""
-        state = memory.clear(self._state())
-        motion = self._motion(state)
-        self._keep(state, motion and compensation.clear(state, motion))
+        """Empty the memory and reset its motion. Steps and skipped rows keep their counts, and so does the warm-up."""
+        self._keep(self.objective.clear(self._state()))
 
-    def _state(self, device: torch.device | str = "cpu", *, begin: bool = True) -> MemoryState:
-        """Return the memory; one that has not begun yet begins on a device, or an empty one stands in for it."""
+    def _state(self, device: torch.device | str = "cpu", *, begin: bool = True) -> State:
+        """Return the state. If the memory has not begun, begin it on a device, or return an empty stand-in."""
         if self.embeddings.is_meta and torch.device(device).type != "meta":
             if not begin:
-                return _empty(self.dim, 1, self.embeddings.dtype, device)
+                return self._empty(1, device)
             self._begin(device)
-        return MemoryState(*(getattr(self, name) for name in MemoryState._fields))
+        return from_named({name: getattr(self, name) for name in self._names()})
 
-    def _motion(self, state: MemoryState) -> Motion | None:
-        """Return how the memory of this state moves; None if it does not."""
-        if not self.moves or self.embeddings.is_meta:  # then an empty one stands in for it
-            return self._still(state)
-        return Motion(*(getattr(self, name) for name in MOTION))
-
-    def _still(self, state: MemoryState) -> Motion | None:
-        """Return the motion of a memory that has not moved; None if it never does."""
-        return compensation.init(state) if self.moves else None
+    def _empty(self, capacity: int, device: Any) -> State:
+        return self.objective.init(capacity=capacity, dim=self.dim, dtype=self.embeddings.dtype, device=device, xp=xp)
 
     def _begin(self, device: Any) -> None:
-        """Put an empty memory on a device in the place of what is there."""
+        """Replace the buffers by those of an empty memory on a device."""
         with torch.inference_mode(False):
-            empty = _empty(self.dim, self.embeddings.shape[0], self.embeddings.dtype, device)
-            still = self._still(empty)
-        for name, value in _named(empty, still).items():
+            empty = self._empty(self.embeddings.shape[0], device)
+        for name, value in named(empty).items():
             setattr(self, name, value)
         self._renewed()
 
     def _renewed(self) -> None:
-        """Do what is to be done once the memory is another one, begun or loaded."""
+        """Respond to a new or a loaded memory: a hook for subclasses."""
 
-    def _keep(self, state: MemoryState, motion: Motion | None = None) -> None:
-        """Copy into the buffers what was not written there in place."""
-        for name, value in _named(state, motion).items():
+    def _keep(self, state: State) -> None:
+        """Copy into the buffers the values that were not written in place."""
+        for name, value in named(state).items():
             buffer = getattr(self, name)
             if value is not buffer:
                 buffer.copy_(value)
 
+    def _names(self) -> tuple[str, ...]:
+        """Return the names of the state's buffers."""
+        return tuple(name for name in NAMES if name in self._buffers)
+
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        """Let `.to(device)` move the memory, and keep its own dtypes through `.half()` and `.to(dtype)`."""
+        """Let `.to(device)` move the memory; `.half()` and `.to(dtype)` leave its dtypes alone."""
 
         def keeping_dtype(tensor: torch.Tensor) -> torch.Tensor:
             try:
@@ -137,7 +149,7 @@ class Memory(torch.nn.Module):
             except NotImplementedError:
                 if not tensor.is_meta:
                     raise
-                return tensor  # nothing to move yet
+                return tensor  # no data to move
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         if recurse:
@@ -145,7 +157,7 @@ class Memory(torch.nn.Module):
                 child._apply(fn)
         begun = not self.embeddings.is_meta
         super()._apply(keeping_dtype, recurse=False)
-        if not begun and not self.embeddings.is_meta:  # by `to_empty`: what stands there is of no use
+        if not begun and not self.embeddings.is_meta:  # by `to_empty`, which leaves arbitrary values
             self._begin(self.embeddings.device)
         return self
 
@@ -160,13 +172,13 @@ class Memory(torch.nn.Module):
         return twin
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """Save the memory, unless it has not begun."""
+        """Save the state, unless the memory has not begun."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name in self._names():
             if destination[prefix + name].is_meta:
                 del destination[prefix + name]
             elif self.shard.shards > 1 and name in Rows._fields:
-                from xbm.integrations.torch import sharding  # a second to import, for the few who need it
+                from xbm.integrations.torch import sharding  # a second to import, and rarely needed
 
                 destination[prefix + name] = sharding.spread(destination[prefix + name], self.group)
 
@@ -180,36 +192,42 @@ class Memory(torch.nn.Module):
         unexpected_keys: list[str],
         errors: list[str],
     ) -> None:
-        """Take a memory of any capacity, its newest rows, and its motion, and take it whole or not at all.
+        """Load a memory of any capacity, its newest rows, completely or not at all.
 
-        One that was saved without its motion is still.
+        A warm-up or a motion that was not saved begins anew.
         """
         state_dict, fitted = dict(state_dict), {}
-        present = [prefix + name for name in MemoryState._fields if prefix + name in state_dict]
-        saved = [state_dict.pop(key) for key in present]
-        motion = [state_dict.pop(prefix + name, None) for name in MOTION]
+        saved = {name: state_dict.pop(prefix + name) for name in NAMES if prefix + name in state_dict}
+        present = [prefix + name for name in MemoryState._fields if name in saved]
         if len(present) == len(MemoryState._fields):
             try:
-                with torch.inference_mode(False):  # they may be assigned
-                    state = self._fitted(MemoryState(*saved))
-                    fitted = _named(state, self._fitted_motion(motion, state))
+                with torch.inference_mode(False):  # with assign=True they become the buffers
+                    fitted = named(self._fitted(saved))
             except ValueError as problem:
-                errors.append(f"The memory was left as it is. The saved one cannot be loaded: {problem}")
+                errors.append(f"The memory is unchanged. The saved one cannot be loaded: {problem}")
         if fitted:
             state_dict |= {prefix + name: value for name, value in fitted.items()}
             if not local_metadata.get("assign_to_params_buffers", False):
                 self._state(fitted["embeddings"].device)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
-        none = not present and self.embeddings.is_meta  # saved by one that has not begun, and loaded by another
-        forgiven = [*present, *(prefix + name for name in (self._names() if none else MOTION))]
+        neither_begun = not present and self.embeddings.is_meta
+        optional = NAMES if neither_begun else NAMES[len(MemoryState._fields) :]
+        forgiven = {*present, *(prefix + name for name in optional)}
         missing_keys[:] = [key for key in missing_keys if key not in forgiven]
         if fitted:
             self._renewed()
 
-    def _fitted(self, saved: MemoryState) -> MemoryState:
-        """Return a saved memory in this one's capacity and dtypes, or raise a ValueError that says why not."""
-        for name, value in saved._asdict().items():
-            _refuse_other_than_dense(name, value)
+    def _fitted(self, saved: Mapping[str, Any]) -> State:
+        """Return a saved state in this memory's capacity and dtypes; raise a ValueError if it does not fit."""
+        for name in self._names():
+            if name in saved:
+                _check_dense(name, saved[name])
+        state = from_named(saved)
+        fresh = self.objective.begin(self._fitted_memory(state.memory))
+        others = list(map(_fitted_part, PARTS, state, fresh))[1:]
+        return State(fresh.memory, *others)
+
+    def _fitted_memory(self, saved: MemoryState) -> MemoryState:
         problem = memory.inconsistency(saved)
         if problem:
             raise ValueError(problem)
@@ -232,34 +250,19 @@ class Memory(torch.nn.Module):
             )
         return fitted
 
-    def _fitted_motion(self, saved: list[Any], state: MemoryState) -> Motion | None:
-        """Return a saved motion; of a memory that has not moved if none is there whole; or raise as `_fitted` does."""
-        still = self._still(state)
-        if still is None or any(value is None for value in saved):
-            return still
-        for name, value, its in zip(MOTION, saved, still, strict=True):
-            _refuse_other_than_dense(name, value)
-            if value.shape != its.shape:
-                raise ValueError(f"{name} must have shape {tuple(its.shape)}, got {tuple(value.shape)}")
-        motion = Motion(*(value.to(its.dtype) for value, its in zip(saved, still, strict=True)))
-        if not (motion.shift.isfinite().all() and motion.trust.isfinite()):
-            raise ValueError("its motion is not finite")
-        return motion
 
-    def _names(self) -> tuple[str, ...]:
-        """Return the names of the memory's buffers."""
-        return MemoryState._fields + (MOTION if self.moves else ())
+def _fitted_part(prefix: str, saved: Any, fresh: Any) -> Any:
+    """Return a saved part of a state beside the memory; the fresh part if there is none, None if none is needed."""
+    if saved is None or fresh is None:
+        return fresh
+    for name, value, like in zip(fresh._fields, saved, fresh, strict=True):
+        if value.shape != like.shape:
+            raise ValueError(f"{prefix}{name} must have shape {tuple(like.shape)}, got {tuple(value.shape)}")
+        if like.isfinite().all() and not value.isfinite().all():  # a value that begins as NaN can be NaN
+            raise ValueError(f"{prefix}{name} is not finite")
+    return type(fresh)(*(value.to(like.dtype) for value, like in zip(saved, fresh, strict=True)))
 
 
-def _named(state: MemoryState, motion: Motion | None) -> dict[str, torch.Tensor]:
-    """Return the values of a memory's buffers by their names; a motion's if there is one."""
-    return dict(zip(MemoryState._fields + MOTION, (*state, *(motion or ())), strict=False))
-
-
-def _refuse_other_than_dense(name: str, value: Any) -> None:
+def _check_dense(name: str, value: Any) -> None:
     if not isinstance(value, torch.Tensor) or value.is_meta or value.layout != torch.strided:
         raise ValueError(f"{name} must be a dense tensor with values, got {type(value).__name__} {value!r:.60}")
-
-
-def _empty(dim: int, capacity: int, dtype: torch.dtype, device: torch.types.Device) -> MemoryState:
-    return memory.init(capacity=capacity, dim=dim, dtype=dtype, device=device, xp=xp)

@@ -1,14 +1,14 @@
-"""The figures of a call, as a mapping that waits for the device only when it is read."""
+"""The figures of a call, as a mapping that synchronises the device only when it is read."""
 
 from collections.abc import Iterator, Mapping
 
 import torch
 
-from xbm.objective import REPORT
+from xbm.report import REPORT
 
 
 class Report(Mapping[str, float]):
-    """A read-only view of the figures on the device: name to float."""
+    """A read-only view of the figures on the device, {name: float}: the fields of `xbm.Report`."""
 
     def __init__(self, figures: torch.Tensor) -> None:
         self._figures = figures

@@ -6,7 +6,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import Shard as OnAxis
 
-from xbm.memory import MemoryState, Rows
+from xbm.memory_state import MemoryState, Rows
 from xbm.ranks import Shard
 
 

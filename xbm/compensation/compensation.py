@@ -83,7 +83,7 @@ class Compensation(Options):
     ridge: float | None = option(
         None,
         number(at_least=0),
-        """Regularisation of the linear map, in multiples of the mean variance of the pairs' dimensions; 0 fits the pairs
+        """Regularisation of the linear map, in multiples of the mean variance of the pairs' dimensions; 0 fits them
         exactly. If left out, the candidate with the smallest leave-one-out error.""",
     )
     window: int = option(
@@ -104,6 +104,10 @@ class Compensation(Options):
     def fits_maps(self) -> bool:
         """Whether maps are fitted to pairs of old and fresh rows."""
         return self.returning or self.probes > 0
+
+    def due(self, calls: int) -> bool:
+        """Return whether a round comes before the next training call, after `calls` of them."""
+        return self.probes > 0 and calls > 0 and calls % self.every == 0
 
     def probe(self, memory: MemoryState, *, n: int | None = None, shard: Shard = WHOLE) -> Probes:
         """Return the rows to embed again: evenly spaced over the ring, so of every age, and different in each round.

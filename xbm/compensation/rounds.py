@@ -21,19 +21,19 @@ class Rounds:
 
     Parameters
     ----------
-    every : int
-        Calls from one round to the next.
+    due : callable
+        From the number of calls so far to whether a round comes before the next: `Compensation.due`.
     """
 
-    def __init__(self, every: int) -> None:
-        self.every = every
+    def __init__(self, due: Callable[[int], bool]) -> None:
+        self._due = due
         self._calls: int | None = None
 
     def due(self, read_step: Callable[[], int]) -> bool:
         """Return whether a round comes before the next training call; `read_step` reads the calls made so far."""
         if self._calls is None:
             self._calls = read_step()
-        return self._calls > 0 and self._calls % self.every == 0
+        return self._due(self._calls)
 
     def count(self) -> None:
         """Count one training call."""

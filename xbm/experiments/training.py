@@ -12,7 +12,7 @@ from xbm.experiments import engines
 from xbm.experiments.errors import DivergenceError
 from xbm.experiments.report import SHOWN, Run
 from xbm.experiments.retrieval import finite, retrieval
-from xbm.objective import REPORT
+from xbm.report import REPORT
 from xbm.sampling import PKSampler
 
 READ_EVERY = 10  # steps between two readings of the figures

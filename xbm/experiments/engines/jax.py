@@ -8,11 +8,10 @@ import optax
 from flax import nnx
 
 import xbm
-from xbm import losses
 from xbm.experiments.engines import Stepwise, cpu
 from xbm.experiments.plan import CONV
 from xbm.experiments.retrieval import blocks
-from xbm.objective import REPORT
+from xbm.report import REPORT
 
 UNIFORM = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # within 1 / sqrt(fan in), as PyTorch's
 
@@ -33,18 +32,18 @@ class Engine(Stepwise):
     def __init__(self, plan, images):
         network = conv_net(plan.dim, images.shape[1:], rngs=nnx.Rngs(plan.seed))
         self.definition, weights, statistics = nnx.split(network, nnx.Param, nnx.BatchStat)
-        memory = xbm.init(capacity=plan.capacity if plan.weight else 1, dim=plan.dim, xp=jnp)
         self.objective = xbm.Objective(
-            loss=losses.get(plan.loss, plan.reduction),
+            loss=plan.loss,
+            reduction=plan.reduction,
             miner=plan.miner,
             weight=plan.weight,
             warmup=plan.warmup,
             compensate=plan.compensation,
         )
         self.adam = optax.scale_by_adam()
-        motion = xbm.compensation.init(memory) if plan.compensation else None
-        self.carry = weights, statistics, self.adam.init(weights), memory, motion
-        self.memory_bytes = sum(array.nbytes for array in memory)
+        state = self.objective.init(capacity=plan.capacity if plan.weight else 1, dim=plan.dim, xp=jnp)
+        self.carry = weights, statistics, self.adam.init(weights), state
+        self.memory_bytes = sum(array.nbytes for array in state.memory)
         self.images, self.report, self.steps = images, None, 0
         self._step = jax.jit(self._stepped, donate_argnums=0)
         self._move = jax.jit(self._moved, donate_argnums=0)
@@ -55,34 +54,31 @@ class Engine(Stepwise):
         labels, ids = (one.astype(np.int32) for one in (labels, ids))
         compensation = self.objective.compensate
         if compensation is not None and compensation.due(self.steps):
-            memory = self.carry[3]
-            slots, filled = compensation.slots(memory)
-            fresh = self.images[np.maximum(memory.ids[slots], 0)]
-            self.carry = self._move(self.carry, slots, filled, fresh)
+            probes = compensation.probe(self.carry[3].memory)
+            self.carry = self._move(self.carry, probes, self.images[np.maximum(probes.ids, 0)])
         self.steps += 1
         self.carry, loss, self.report = self._step(self.carry, images, labels, ids, np.float32(rate))
         return float(loss)
 
     def _stepped(self, carry, images, labels, ids, rate):
-        weights, statistics, moments, memory, motion = carry
+        weights, statistics, moments, state = carry
 
         def loss_of(weights):
             network = nnx.merge(self.definition, weights, statistics, copy=True)
-            result = self.objective.step(memory, network(as_input(images)), labels, ids=ids, motion=motion)
+            result = self.objective.step(state, network(as_input(images)), labels, ids=ids)
             return result.loss, (nnx.state(network, nnx.BatchStat), result)
 
         (loss, (statistics, result)), gradient = jax.value_and_grad(loss_of, has_aux=True)(weights)
         updates, moments = self.adam.update(gradient, moments)
         weights = jax.tree.map(lambda weight, update: weight - rate * update, weights, updates)
-        return (weights, statistics, moments, result.state, result.motion), loss, result.report
+        return (weights, statistics, moments, result.state), loss, result.report.stacked()
 
-    def _moved(self, carry, slots, filled, images):
-        """Return the carry with the memory moved by what the network makes of some of its rows' pictures by now."""
-        weights, statistics, moments, memory, motion = carry
+    def _moved(self, carry, probes, images):
+        """Return the carry with the memory moved, from the network's embeddings of some rows' pictures."""
+        weights, statistics, moments, state = carry
         network = nnx.merge(self.definition, weights, statistics, copy=True)
-        fresh = network(as_input(images))  # in training mode: normalised by the batch, whose statistics are dropped
-        memory, motion = self.objective.compensate.move(memory, motion, slots, fresh, filled)
-        return weights, statistics, moments, memory, motion
+        fresh = network(as_input(images))  # in training mode: batch statistics, and the running ones are dropped
+        return weights, statistics, moments, self.objective.move(state, probes, fresh)
 
     def embed(self, images):
         """Return the embeddings (n, D) of pictures (n, C, H, W) uint8, on the host."""
