@@ -5,7 +5,8 @@ from typing import Any
 
 import keras
 
-from xbm import backends, losses, memory, mining
+from xbm import backends, losses, mining
+from xbm.compensation import Compensation
 from xbm.losses import LossLike, PairReduction
 from xbm.mining import MinerLike
 from xbm.objective import Objective
@@ -58,8 +59,7 @@ class InBatchLoss(keras.losses.Loss):
     ) -> None:
         super().__init__(name=name)
         self.options: dict[str, Any] = {"loss": loss, "miner": miner, "reduction": reduction, "normalize": normalize}
-        # Of an empty memory nothing is asked.
-        self.objective = Objective(loss=losses.get(loss, reduction), miner=miner, weight=0, normalize=normalize)
+        self.objective = Objective(loss=loss, reduction=reduction, miner=miner, weight=0, normalize=normalize)
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Return the loss, a scalar, of labels (B,) and embeddings (B, D)."""
@@ -72,8 +72,9 @@ class InBatchLoss(keras.losses.Loss):
         if len(labels.shape) == 2 and labels.shape[1] == 1:
             labels = labels[:, 0]
         xp, _ = backends.of(embeddings)
-        nothing = memory.init(capacity=1, dim=embeddings.shape[-1], device=backends.device_of(embeddings), xp=xp)
-        return self.objective.evaluate(nothing, embeddings, labels, gradient=True).loss
+        device = backends.device_of(embeddings)
+        empty = self.objective.init(capacity=1, dim=embeddings.shape[-1], device=device, xp=xp)
+        return self.objective.evaluate(empty, embeddings, labels, gradient=True).loss
 
     call = __call__
 
@@ -89,9 +90,9 @@ class InBatchLoss(keras.losses.Loss):
         return cls(**(config | made))
 
 
-def serialized(choice: LossLike | MinerLike) -> Any:
-    """Return a name as it is, or a loss or miner of `xbm` as its class's name and options; each of a list."""
-    if choice is None or isinstance(choice, str):
+def serialized(choice: Any) -> Any:
+    """Return an option as JSON: a plain value as it is, an object of `xbm` as the name of its class and its options."""
+    if choice is None or isinstance(choice, str | bool | int | float):
         return choice
     if isinstance(choice, list | tuple):
         return [serialized(one) for one in choice]
@@ -103,6 +104,7 @@ def serialized(choice: LossLike | MinerLike) -> Any:
 
 
 def deserialized(saved: Any) -> Any:
+    """Return an option from the result of `serialized`."""
     if isinstance(saved, list | tuple):
         return [deserialized(one) for one in saved]
     return _known()[saved["class"]](**saved["options"]) if isinstance(saved, dict) else saved
@@ -110,5 +112,5 @@ def deserialized(saved: Any) -> Any:
 
 def _known() -> dict[str, type]:
     made = [*(losses.get(name) for name in losses.LOSSES), *(mining.get(name) for name in mining.MINERS)]
-    kinds = {*map(type, made), mining.DistanceWeightedMiner}  # which has no name, since it must know D
+    kinds = {*map(type, made), mining.DistanceWeightedMiner, Compensation}
     return {kind.__name__: kind for kind in kinds}
