@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, field, fields
+from dataclasses import Field, field, fields
 from difflib import get_close_matches
 from functools import wraps
 from textwrap import dedent, fill, indent
@@ -32,7 +32,7 @@ def option(default: Any, check: Check, description: str = "") -> Any:
     Parameters
     ----------
     default : object
-        Value if left out; `MISSING` where there is none. None is never checked: it stands for "not given".
+        Value if left out. None is never checked: it stands for "not given".
     check : callable
         See `Check`.
     description : str
@@ -177,8 +177,7 @@ def refuse_unknown(owner: str, given: Mapping[str, Any], accepted: tuple[str, ..
 
 
 def _parameter(one: Field[Any]) -> inspect.Parameter:
-    default = inspect.Parameter.empty if one.default is MISSING else one.default
-    return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=one.type)
+    return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.type)
 
 
 def _with_docs(owner: type[T], source: type, *, only: tuple[str, ...] | None = None) -> type[T]:

@@ -4,12 +4,10 @@ In formulas: S the cosine similarities, P and N the positive and negative pairs 
 [x]+ = max(x, 0).
 """
 
-from collections.abc import Callable
-from functools import partial
 from inspect import signature
 from typing import TypeAlias
 
-from xbm.losses.base import Block, PairLoss, RowLoss, Side, SidedPairLoss, Staged
+from xbm.losses.base import LOSSES, Block, PairLoss, RowLoss, Side, SidedPairLoss, Staged
 from xbm.losses.batch_hard_triplet import BatchHardTriplet
 from xbm.losses.binomial_deviance import BinomialDeviance
 from xbm.losses.circle import Circle
@@ -63,26 +61,6 @@ __all__ = [
 
 LossLike: TypeAlias = str | RowLoss | Function
 """What `get` takes for a loss: a name among `LOSSES`, an object or a function."""
-
-LOSSES: dict[str, Callable[..., RowLoss]] = {
-    "contrastive": Contrastive,
-    "binomial-deviance": BinomialDeviance,
-    "triplet": Triplet,
-    "semi-hard-triplet": SemiHardTriplet,
-    "batch-hard-triplet": BatchHardTriplet,
-    "multi-similarity": MultiSimilarity,
-    "nt-xent": NTXent,
-    "info-nce": NTXent,
-    "n-pair": partial(NTXent, temperature=1.0),
-    "supcon": SupCon,
-    "nca": NCA,
-    "lifted-structure": LiftedStructure,
-    "circle": Circle,
-    "tuplet-margin": TupletMargin,
-    "margin": Margin,
-    "smooth-ap": SmoothAP,
-    "recall-at-k": RecallAtK,
-}
 
 REDUCED = [name for name, loss in LOSSES.items() if "reduction" in signature(loss).parameters]
 """Names of the losses that have a choice of reduction."""

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeAlias
 
 from xbm.backends import Array
+from xbm.options import Options
 from xbm.ranks import HERE
 from xbm.reductions import Results, Summaries
+from xbm.registry import Registry
 
 
 class Block(NamedTuple):
@@ -49,8 +51,8 @@ class Staged:
         return {}
 
 
-class RowLoss(ABC):
-    """A loss that sees whole rows: (B, M) numbers at once, for what no summaries can tell."""
+class RowLoss(Options, ABC):
+    """A loss that needs whole rows, (B, M) numbers at once, because summaries are not enough."""
 
     needs_cosines: bool = False  # True: refuses `normalize=False`
 
@@ -89,6 +91,10 @@ class PairLoss(Staged, RowLoss):
                 f"{tuple(block.S.shape)}, got {tuple(value.shape)} and {tuple(W.shape)}"
             )
         return value, W
+
+
+LOSSES: Registry[RowLoss] = Registry()
+"""Losses by name; each registers itself."""
 
 
 class Side(NamedTuple):

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 from xbm import checks
 from xbm.backends import Array, array_namespace
-from xbm.losses.base import Block, PairLoss
+from xbm.losses.base import LOSSES, Block, PairLoss
 from xbm.losses.functions import hinge, softplus
+from xbm.options import number, option
 from xbm.reductions import Results, Summaries, TopK
 
 
+@LOSSES.register("batch-hard-triplet")
 @dataclass(frozen=True)
 class BatchHardTriplet(PairLoss):
     r"""Triplet loss of an anchor's hardest pairs: the least similar positive against the most similar negative.
@@ -43,12 +45,8 @@ class BatchHardTriplet(PairLoss):
     on similarities instead of distances.
     """
 
-    margin: float = 0.2
-    soft: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "margin", checks.number("margin", self.margin))
-        checks.flag("soft", self.soft)
+    margin: float = option(0.2, number())
+    soft: bool = option(False, checks.flag)
 
     def summarise(self, block: Block, r: Results) -> Summaries:
         """Return the hardest pair of either side."""

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 from xbm import checks
 from xbm.backends import Array, array_namespace
-from xbm.losses.base import Side, SidedPairLoss
+from xbm.losses.base import LOSSES, Side, SidedPairLoss
 from xbm.losses.functions import inverse, softplus
+from xbm.options import number, option
 from xbm.reductions import Results, Sum
 
 
+@LOSSES.register("binomial-deviance")
 @dataclass(frozen=True)
 class BinomialDeviance(SidedPairLoss):
     r"""Binomial deviance: each pair by itself, softly, positives and negatives averaged apart.
@@ -45,14 +47,9 @@ class BinomialDeviance(SidedPairLoss):
     with a slope for either side as in Wang et al., CVPR 2019, arXiv 1904.06627.
     """
 
-    alpha: float = 2.0
-    beta: float = 50.0
-    base: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name in ("alpha", "beta"):
-            object.__setattr__(self, name, checks.positive(name, getattr(self, name)))
-        object.__setattr__(self, "base", checks.number("base", self.base))
+    alpha: float = option(2.0, checks.positive)
+    beta: float = option(50.0, checks.positive)
+    base: float = option(0.5, number())
 
     def positive(self, S: Array, P: Array) -> Side:
         """Return a sigmoid(-a (S - l)), and sums of log(1 + exp(-a (S - l))) with n_P."""

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 from xbm import checks
 from xbm.backends import Array
-from xbm.losses.base import Block, PairLoss
+from xbm.losses.base import LOSSES, Block, PairLoss
 from xbm.losses.functions import hinge, share, sigmoid, softplus
+from xbm.options import number, option
 from xbm.reductions import LogSumExp, Results, Summaries
 
 
+@LOSSES.register("circle")
 @dataclass(frozen=True)
 class Circle(PairLoss):
     r"""Circle loss: each pair is pulled or pushed by how far it is from its own optimum.
@@ -43,13 +45,9 @@ class Circle(PairLoss):
     the defaults are those of its fine-grained retrieval.
     """
 
-    margin: float = 0.4
-    gamma: float = 80.0
+    margin: float = option(0.4, number())
+    gamma: float = option(80.0, checks.positive)
     needs_cosines = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "margin", checks.number("margin", self.margin))
-        object.__setattr__(self, "gamma", checks.positive("gamma", self.gamma))
 
     def summarise(self, block: Block, r: Results) -> Summaries:
         """Return the logarithms of the two sums."""

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
-from xbm import checks
 from xbm.backends import Array
+from xbm.losses.base import LOSSES
 from xbm.losses.hinge import PAIR_REDUCTIONS, HingeLoss, PairReduction
+from xbm.options import choice, number, option
 
 
+@LOSSES.register("contrastive")
 @dataclass(frozen=True)
 class Contrastive(HingeLoss):
     r"""Contrastive loss on similarities, with a margin for either side.
@@ -45,14 +47,9 @@ class Contrastive(HingeLoss):
     as in Wang et al., "Cross-Batch Memory for Embedding Learning", CVPR 2020, section 3.
     """
 
-    pos_margin: float = 1.0
-    neg_margin: float = 0.5
-    reduction: PairReduction = "mean"
-
-    def __post_init__(self) -> None:
-        for name in ("pos_margin", "neg_margin"):
-            object.__setattr__(self, name, checks.number(name, getattr(self, name)))
-        checks.choice("reduction", self.reduction, PAIR_REDUCTIONS)
+    pos_margin: float = option(1.0, number())
+    neg_margin: float = option(0.5, number())
+    reduction: PairReduction = option("mean", choice(*PAIR_REDUCTIONS))
 
     @property
     def negative_floor(self) -> float:

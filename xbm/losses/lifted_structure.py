@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 from xbm import checks
 from xbm.backends import Array, array_namespace
-from xbm.losses.base import Block, PairLoss
+from xbm.losses.base import LOSSES, Block, PairLoss
 from xbm.losses.functions import hinge, share
+from xbm.options import number, option
 from xbm.reductions import LogSumExp, Results, Summaries
 
 
+@LOSSES.register("lifted-structure")
 @dataclass(frozen=True)
 class LiftedStructure(PairLoss):
     r"""Lifted structure loss, generalised to all positives: a soft batch-hard triplet.
@@ -46,14 +48,9 @@ class LiftedStructure(PairLoss):
     on similarities instead of distances.
     """
 
-    pos_margin: float = 1.0
-    neg_margin: float = 0.0
-    gamma: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("pos_margin", "neg_margin"):
-            object.__setattr__(self, name, checks.number(name, getattr(self, name)))
-        object.__setattr__(self, "gamma", checks.positive("gamma", self.gamma))
+    pos_margin: float = option(1.0, number())
+    neg_margin: float = option(0.0, number())
+    gamma: float = option(1.0, checks.positive)
 
     def summarise(self, block: Block, r: Results) -> Summaries:
         """Return log sum_P exp(g (m_P - S)) and log sum_N exp(g (S - m_N))."""

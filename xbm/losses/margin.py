@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 
-from xbm import backends, checks
+from xbm import backends
 from xbm.backends import Array
+from xbm.losses.base import LOSSES
 from xbm.losses.hinge import PAIR_REDUCTIONS, HingeLoss, PairReduction
+from xbm.options import choice, number, option
 
 NEAREST = 1e-3  # Euclidean distance below which the direction between two rows is rounding
 
 
+@LOSSES.register("margin")
 @dataclass(frozen=True)
 class Margin(HingeLoss):
     r"""Margin loss: a boundary between positives and negatives on their distance, with a margin on both sides.
@@ -45,15 +48,10 @@ class Margin(HingeLoss):
     its negatives are drawn by `DistanceWeightedMiner`.
     """
 
-    alpha: float = 0.2
-    beta: float = 1.2
-    reduction: PairReduction = "mean"
+    alpha: float = option(0.2, number())
+    beta: float = option(1.2, number())
+    reduction: PairReduction = option("mean", choice(*PAIR_REDUCTIONS))
     needs_cosines = True
-
-    def __post_init__(self) -> None:
-        for name in ("alpha", "beta"):
-            object.__setattr__(self, name, checks.number(name, getattr(self, name)))
-        checks.choice("reduction", self.reduction, PAIR_REDUCTIONS)
 
     @property
     def negative_floor(self) -> float:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from xbm import checks
 from xbm.backends import Array
-from xbm.losses.base import Block, PairLoss
+from xbm.losses.base import LOSSES, Block, PairLoss
 from xbm.losses.functions import share, softplus
+from xbm.options import number, option
 from xbm.reductions import LogSumExp, Results, Summaries
 
 
+@LOSSES.register("multi-similarity")
 @dataclass(frozen=True)
 class MultiSimilarity(PairLoss):
     r"""Multi-similarity loss: the harder a pair, the more it weighs beside the others of its row.
@@ -47,14 +49,9 @@ class MultiSimilarity(PairLoss):
     CVPR 2019, arXiv 1904.06627, equation 15.
     """
 
-    alpha: float = 2.0
-    beta: float = 50.0
-    base: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name in ("alpha", "beta"):
-            object.__setattr__(self, name, checks.positive(name, getattr(self, name)))
-        object.__setattr__(self, "base", checks.number("base", self.base))
+    alpha: float = option(2.0, checks.positive)
+    beta: float = option(50.0, checks.positive)
+    base: float = option(0.5, number())
 
     def summarise(self, block: Block, r: Results) -> Summaries:
         """Return log sum_P exp(-a (S - l)) and log sum_N exp(b (S - l))."""

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 from xbm import checks
 from xbm.backends import Array, array_namespace
-from xbm.losses.base import Block, PairLoss
+from xbm.losses.base import LOSSES, Block, PairLoss
 from xbm.losses.functions import share
+from xbm.options import option
 from xbm.reductions import LogSumExp, Results, Summaries
 
 
+@LOSSES.register("nca")
 @dataclass(frozen=True)
 class NCA(PairLoss):
     r"""Neighbourhood components analysis: the probability that a neighbour drawn by similarity is a positive.
@@ -42,10 +44,7 @@ class NCA(PairLoss):
     arXiv 1902.01889; on similarities instead of distances.
     """
 
-    temperature: float = 0.1
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "temperature", checks.positive("temperature", self.temperature))
+    temperature: float = option(0.1, checks.positive)
 
     def summarise(self, block: Block, r: Results) -> Summaries:
         """Return log sum exp over all pairs, and over positives."""

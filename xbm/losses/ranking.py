@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from xbm import backends, checks
 from xbm.backends import Array, array_namespace
-from xbm.losses.base import Block, PairLoss, Stage
+from xbm.losses.base import LOSSES, Block, PairLoss, Stage
 from xbm.losses.functions import inverse, sigmoid
+from xbm.options import option, whole
 from xbm.reductions import Results, Sum, Summaries, TopK
+
+
+def _ks(name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, tuple | list) or not value:
+        raise TypeError(f"{name} must be a tuple of ints such as (1, 2, 4), got {value!r}")
+    return tuple(checks.whole_number(name, one, at_least=1) for one in value)
 
 
 class Ranks(NamedTuple):
@@ -36,10 +43,6 @@ class RankingLoss(PairLoss):
     def width(self) -> int:
         """K: a block of sigmoids for each positive."""
         return self.positives
-
-    def _checked(self) -> None:
-        checks.whole_number("positives", self.positives, at_least=1)
-        object.__setattr__(self, "temperature", checks.positive("temperature", self.temperature))
 
     @abstractmethod
     def of_ranks(self, ranks: Ranks) -> tuple[Array, Array, Array]:
@@ -99,6 +102,7 @@ class RankingLoss(PairLoss):
         return Ranks(G, G + r["negatives"], share, r["n_positive"][:, None])
 
 
+@LOSSES.register("smooth-ap")
 @dataclass(frozen=True)
 class SmoothAP(RankingLoss):
     r"""Smooth average precision: one minus the precision at the ranks of the positives, with smooth ranks.
@@ -134,11 +138,8 @@ class SmoothAP(RankingLoss):
     arXiv 2007.12163.
     """
 
-    temperature: float = 0.01
-    positives: int = 16
-
-    def __post_init__(self) -> None:
-        self._checked()
+    temperature: float = option(0.01, checks.positive)
+    positives: int = option(16, whole(at_least=1))
 
     def of_ranks(self, ranks: Ranks) -> tuple[Array, Array, Array]:
         """Return 1 - mean G / R and its slopes."""
@@ -147,6 +148,7 @@ class SmoothAP(RankingLoss):
         return xp.sum(share - share * G / R, axis=1), -share / R, share * G / (R * R)
 
 
+@LOSSES.register("recall-at-k")
 @dataclass(frozen=True)
 class RecallAtK(RankingLoss):
     r"""Recall@k surrogate: one minus the share of positives among the k nearest, smooth in the ranks, averaged over k.
@@ -186,19 +188,10 @@ class RecallAtK(RankingLoss):
     2108.11179.
     """
 
-    k: tuple[int, ...] = (1, 2, 4, 8, 16)
-    rank_temperature: float = 1.0
-    temperature: float = 0.01
-    positives: int = 16
-
-    def __post_init__(self) -> None:
-        self._checked()
-        object.__setattr__(self, "rank_temperature", checks.positive("rank_temperature", self.rank_temperature))
-        if not isinstance(self.k, tuple | list) or not self.k:
-            raise TypeError(f"k must be a tuple of ints such as (1, 2, 4), got {self.k!r}")
-        for one in self.k:
-            checks.whole_number("k", one, at_least=1)
-        object.__setattr__(self, "k", tuple(self.k))
+    k: tuple[int, ...] = option((1, 2, 4, 8, 16), _ks)
+    rank_temperature: float = option(1.0, checks.positive)
+    temperature: float = option(0.01, checks.positive)
+    positives: int = option(16, whole(at_least=1))
 
     def of_ranks(self, ranks: Ranks) -> tuple[Array, Array, Array]:
         """Return 1 - mean_k sum sigmoid(...) / min(k, n_P) and its slope; G does not matter."""

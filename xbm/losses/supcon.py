@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 from xbm import checks
 from xbm.backends import Array, array_namespace
-from xbm.losses.base import Block, PairLoss
+from xbm.losses.base import LOSSES, Block, PairLoss
 from xbm.losses.functions import inverse, share
+from xbm.options import option
 from xbm.reductions import LogSumExp, Results, Sum, Summaries
 
 
+@LOSSES.register("supcon")
 @dataclass(frozen=True)
 class SupCon(PairLoss):
     r"""Supervised contrastive loss, the mean over positives outside the logarithm.
@@ -39,10 +41,7 @@ class SupCon(PairLoss):
     Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, arXiv 2004.11362, equation 2.
     """
 
-    temperature: float = 0.1
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "temperature", checks.positive("temperature", self.temperature))
+    temperature: float = option(0.1, checks.positive)
 
     def summarise(self, block: Block, r: Results) -> Summaries:
         """Return log sum exp over all pairs, and the sum over positives with their number."""

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from xbm import backends, checks
 from xbm.backends import Array, array_namespace
-from xbm.losses.base import Block, RowLoss
+from xbm.losses.base import LOSSES, Block, RowLoss
 from xbm.losses.hinge import PAIR_REDUCTIONS, PairReduction, over
+from xbm.options import choice, number, option
 from xbm.rowwise import take_in_rows
 
 
@@ -33,10 +34,6 @@ class TripletLoss(RowLoss):
     margin: float
     reduction: PairReduction
 
-    def _checked(self) -> None:
-        object.__setattr__(self, "margin", checks.number("margin", self.margin))
-        checks.choice("reduction", self.reduction, PAIR_REDUCTIONS)
-
     @abstractmethod
     def counts(self, block: Block) -> Counts:
         """Return how many of the triplets that count each pair is in."""
@@ -54,6 +51,7 @@ class TripletLoss(RowLoss):
         return f * value, f[:, None] * (push - pull)
 
 
+@LOSSES.register("triplet")
 @dataclass(frozen=True)
 class Triplet(TripletLoss):
     r"""Triplet loss of every triplet of an anchor.
@@ -89,17 +87,15 @@ class Triplet(TripletLoss):
     1503.03832; all triplets as in Hermans, Beyer, Leibe, arXiv 1703.07737; on similarities.
     """
 
-    margin: float = 0.2
-    reduction: PairReduction = "mean"
-
-    def __post_init__(self) -> None:
-        self._checked()
+    margin: float = option(0.2, number())
+    reduction: PairReduction = option("mean", choice(*PAIR_REDUCTIONS))
 
     def counts(self, block: Block) -> Counts:
         """Return the counts of triplets with S_n > S_p - m."""
         return _counts(_sorted(block, self.margin, strictly=True), block.P, block.N)
 
 
+@LOSSES.register("semi-hard-triplet")
 @dataclass(frozen=True)
 class SemiHardTriplet(TripletLoss):
     r"""Triplet loss of the semi-hard triplets: the negative is less similar than the positive, by less than the margin.
@@ -134,12 +130,8 @@ class SemiHardTriplet(TripletLoss):
     1503.03832; on similarities.
     """
 
-    margin: float = 0.2
-    reduction: PairReduction = "mean"
-
-    def __post_init__(self) -> None:
-        self._checked()
-        checks.positive("margin", self.margin)
+    margin: float = option(0.2, checks.positive)
+    reduction: PairReduction = option("mean", choice(*PAIR_REDUCTIONS))
 
     def counts(self, block: Block) -> Counts:
         """Return the counts of triplets with S_p - m < S_n < S_p."""

@@ -6,8 +6,9 @@ from math import cos, radians, sin
 
 from xbm import checks
 from xbm.backends import Array, array_namespace
-from xbm.losses.base import Block, PairLoss, Stage
+from xbm.losses.base import LOSSES, Block, PairLoss, Stage
 from xbm.losses.functions import inverse, share, sigmoid, softplus
+from xbm.options import number, option
 from xbm.reductions import LogSumExp, Results, Sum, Summaries
 
 
@@ -53,6 +54,8 @@ class TupletLoss(PairLoss):
         return push - block.P * sigmoid(r["negative"][:, None] - x) * slope * f[:, None]
 
 
+@LOSSES.register("nt-xent", "info-nce")
+@LOSSES.register("n-pair", temperature=1.0)
 @dataclass(frozen=True)
 class NTXent(TupletLoss):
     r"""Normalised temperature-scaled cross entropy, also InfoNCE: each positive against all negatives.
@@ -87,10 +90,7 @@ class NTXent(TupletLoss):
     The default temperature is that of He et al., "Momentum Contrast", CVPR 2020, arXiv 1911.05722.
     """
 
-    temperature: float = 0.07
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "temperature", checks.positive("temperature", self.temperature))
+    temperature: float = option(0.07, checks.positive)
 
     @property
     def scale(self) -> float:
@@ -102,6 +102,7 @@ class NTXent(TupletLoss):
         return self.scale * S, self.scale
 
 
+@LOSSES.register("tuplet-margin")
 @dataclass(frozen=True)
 class TupletMargin(TupletLoss):
     r"""Tuplet margin loss: each positive, its angle eased by a slack, against all negatives.
@@ -134,13 +135,9 @@ class TupletMargin(TupletLoss):
     Yu, Tao, "Deep Metric Learning with Tuplet Margin Loss", ICCV 2019.
     """
 
-    margin: float = 5.73
-    scale: float = 64.0
+    margin: float = option(5.73, number())
+    scale: float = option(64.0, checks.positive)
     needs_cosines = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "margin", checks.number("margin", self.margin))
-        object.__setattr__(self, "scale", checks.positive("scale", self.scale))
 
     def positive_logit(self, S: Array) -> tuple[Array, Array]:
         """Return s cos(theta - beta) and its derivative s sin(theta - beta) / sin(theta), finite at theta = 0."""

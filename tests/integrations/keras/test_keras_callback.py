@@ -9,6 +9,7 @@ from tests.integrations.keras.simulation import KINDS, RATE, Simulation, make, w
 from tests.strategies import named
 from xbm.backends import array_namespace
 from xbm.integrations.keras import InBatchLoss, XBMCallback
+from xbm.state import named as arrays_of
 
 
 def near(labels, row_labels):
@@ -38,9 +39,6 @@ OPTIONS = [
 
 def core(options):
     """The same options for the core."""
-    options = dict(options)
-    if "reduction" in options:
-        options["loss"] = xbm.Contrastive(reduction=options.pop("reduction"))
     return {"capacity": 32, "warmup": 2} | options
 
 
@@ -50,7 +48,7 @@ def fit(model, x, y, callback, *, epochs=3, **options):
 
 
 def snapshot(callback):
-    return [keras.ops.convert_to_numpy(value).copy() for value in (*callback.memory.state(),)]
+    return [keras.ops.convert_to_numpy(value).copy() for value in arrays_of(callback.memory.state()).values()]
 
 
 def assert_same(callback, before):
@@ -117,7 +115,7 @@ def test_mixed_precision(policy, data):
     rows = callback.rows()
     assert rows.embeddings.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(rows.embeddings, axis=1), 1, atol=1e-6)  # normalised in float32
-    np.testing.assert_array_equal(rows.labels, xbm.rows(simulated.state).labels)
+    np.testing.assert_array_equal(rows.labels, xbm.rows(simulated.state.memory).labels)
     np.testing.assert_allclose(weight(model), simulated.W, atol=0.05)
 
 
@@ -289,7 +287,7 @@ def test_a_lost_memory_is_refused(data):
     with pytest.raises(ZeroDivisionError):
         fit(model, x, y, callback, epochs=1)
     model.compile("sgd")
-    with pytest.raises(RuntimeError, match="go on with a new XBMCallback"):
+    with pytest.raises(RuntimeError, match="continue with a new XBMCallback"):
         fit(model, x, y, callback)
     again = XBMCallback(capacity=32)
     fit(model, x, y, again, epochs=1)

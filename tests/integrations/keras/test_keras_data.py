@@ -74,7 +74,9 @@ def test_a_classifier_and_a_memory(labels, data):
     callback = XBMCallback(capacity=32, warmup=2, embeddings="embedding", labels=labels)
     targets = {"embedding": y + 10, "logits": y}
     history = model.fit(x[:8], {name: part[:8] for name, part in targets.items()}, callbacks=[callback], **FIT)
-    in_batch = xbm.Objective().evaluate(xbm.init(capacity=1, dim=DIM), x[:8] @ weights_at_first(), y[:8]).loss
+    in_batch = (
+        xbm.Objective().evaluate(xbm.Objective().init(capacity=1, dim=DIM), x[:8] @ weights_at_first(), y[:8]).loss
+    )
     assert history.history["loss"][0] == pytest.approx(before["loss"] + float(in_batch), rel=1e-5)
     history = model.fit(x, targets, epochs=2, callbacks=[callback], **FIT)
     assert set(history.history) == {"loss", "logits_accuracy", "memory_loss", "memory_pairs", "memory_fill"}

@@ -8,6 +8,7 @@ import pytest
 
 from tests.integrations.keras.simulation import DIM, Simulation, make, weight, weights_at_first
 from xbm.integrations.keras import InBatchLoss, XBMCallback
+from xbm.state import named
 
 FIT = {"batch_size": 8, "shuffle": False, "verbose": 0}
 
@@ -119,7 +120,7 @@ def test_a_memory_of_another_backend_loads(data):
     x, y = data
     simulated = Simulation(weights_at_first(), capacity=32, warmup=2).fit(x, y, epochs=1)
     model, callback = make(), XBMCallback(capacity=32, warmup=2)
-    callback.attach(model).load_own_variables(simulated.state._asdict())
+    callback.attach(model).load_own_variables(named(simulated.state))
     model.set_weights([simulated.W])
     history = model.fit(x, y, epochs=2, callbacks=[callback], **FIT)
     simulated.fit(x, y, epochs=2)
