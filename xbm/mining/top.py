@@ -16,7 +16,7 @@ class TopMiner(Miner):
     """The k pairs of one side with the largest scores (similarities unless overridden), and all pairs of the other."""
 
     k: int
-    side: ClassVar[Literal[P, N]]
+    side: ClassVar[Literal["P", "N"]]
 
     @property
     def width(self) -> int:
