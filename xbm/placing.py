@@ -1,6 +1,6 @@
 """The slots of the memory that store a batch: consecutive ones round the ring, or the slot of an older copy.
 
-Shapes are fixed: a batch of B rows always writes min(B, M) different slots. A slot that gets no new row gets its old row
+Shapes are fixed: a batch of B rows always writes min(B, M) different slots. A slot without a new row gets its old row
 again.
 """
 
@@ -23,9 +23,7 @@ class Placement(NamedTuple):
     valid: Array  # (n,) bool
     appended: Array  # () integer, rows by which the cursor advances
     capacity: int  # M, slots of the ring: m, or the sum over all shards
-    own: (
-        Array | None
-    )  # (B,) integer, slot in the ring of each row, -1 = none; None if all are appended, see `own_slots`
+    own: Array | None  # (B,) integer, slot of each row in the ring, -1 = none; None if all are appended: `own_slots`
 
 
 def place(
