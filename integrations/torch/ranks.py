@@ -117,8 +117,8 @@ class Together:
                 )
         if any(table["broadcast"]):
             raise RuntimeError(
-                "the memory's buffers were broadcast: DistributedDataParallel does so at every step for a module that it "
-                "wraps. Keep XBM outside of DDP, or put its buffers on DDP's list of buffers to ignore"
+                "the memory's buffers were broadcast: DistributedDataParallel does so at every step for a module that "
+                "it wraps. Keep XBM outside of DDP, or put its buffers on DDP's list of buffers to ignore"
             )
 
     def _alike(self, batch: "Batch", table: dict[str, list[int]]) -> "Batch":
