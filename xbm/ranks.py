@@ -1,8 +1,8 @@
 """Processes that train together: the exchanges of a step, written once for any library that can exchange arrays.
 
 Every rank compares the anchors of all ranks with its own part of the rows: its own batch, and its part of the memory.
-The same `merge` that joins blocks joins an anchor's summaries over the parts. So a rank sends and receives only batches,
-summaries and gradients, whatever the size of the memory.
+The same `merge` that joins blocks joins an anchor's summaries over the parts. So ranks exchange only batches, summaries
+and gradients, whatever the size of the memory.
 """
 
 from __future__ import annotations
