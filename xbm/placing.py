@@ -18,12 +18,12 @@ from xbm.ranks import HERE, WHOLE, Shard, Spread
 class Placement(NamedTuple):
     """The places of a batch: if `valid[n]`, row `source[n]` goes to `slots[n]`, else the slot is rewritten as it is."""
 
-    source: Array  # (n,) integer, index in the batch; n = min(B, m)
-    slots: Array  # (n,) integer, all different, among the m rows of the state
-    valid: Array  # (n,) bool
-    appended: Array  # () integer, rows by which the cursor advances
-    capacity: int  # M, slots of the ring: m, or the sum over all shards
-    own: Array | None  # (B,) integer, slot of each row in the ring, -1 = none; None if all are appended: `own_slots`
+    source: Array  #: (n,) integer, index in the batch; n = min(B, m)
+    slots: Array  #: (n,) integer, all different, among the m rows of the state
+    valid: Array  #: (n,) bool
+    appended: Array  #: () integer, rows by which the cursor advances
+    capacity: int  #: M, slots of the ring: m, or the sum over all shards
+    own: Array | None  #: (B,) integer, slot of each row in the ring, -1 = none; None if all are appended: `own_slots`
 
 
 def place(

@@ -72,6 +72,9 @@ class Spread(ABC):
 class Here(Spread):
     """All rows are on this rank."""
 
+    def __repr__(self) -> str:
+        return "HERE"
+
     def gather(self, x: Array) -> Array:
         """Return x."""
         return x
@@ -103,13 +106,13 @@ HERE = Here()
 class Ranks(NamedTuple):
     """The ranks of one call."""
 
-    queries: Spread = HERE  # how the anchors are spread
-    keys: Spread = HERE  # how the stored rows are spread
-    each: Spread = HERE  # one row of each rank
-    rank: Any = 0  # rank of this process, an int or a traced integer
-    size: int = 1  # number of ranks
-    sharded: bool = False  # whether each rank holds a part of the memory, or all of it
-    scale: float = 1.0  # of gradients: the number of ranks if they are averaged afterwards
+    queries: Spread = HERE  #: how the anchors are spread
+    keys: Spread = HERE  #: how the stored rows are spread
+    each: Spread = HERE  #: one row of each rank
+    rank: Any = 0  #: rank of this process, an int or a traced integer
+    size: int = 1  #: number of ranks
+    sharded: bool = False  #: whether each rank holds a part of the memory, or all of it
+    scale: float = 1.0  #: of gradients: the number of ranks if they are averaged afterwards
 
     @property
     def shard(self) -> Shard:

@@ -16,8 +16,8 @@ DRIFT_DECAY = 0.9  # of the running mean of the drift, per call with returning s
 class WarmUp(NamedTuple):
     """State of a warm-up that ends when the drift is small."""
 
-    drift: Array  # () float32, running mean of the squared distance of returning samples; NaN before the first
-    counted: Array  # () integer, calls since the memory term began to count, at most `ramp`; 0 during the warm-up
+    drift: Array  #: () float32, running mean of the squared distance of returning samples; NaN before the first
+    counted: Array  #: () integer, calls since the memory term began to count, at most `ramp`; 0 during the warm-up
 
 
 @dataclass(frozen=True, kw_only=True)
