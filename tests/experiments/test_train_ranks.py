@@ -114,7 +114,7 @@ def test_rank_0_speaks_and_writes_for_all(whole, data, tmp_path, xbm_command):
     assert {name: one.shape for name, one in tensors.items()} == {name: one.shape for name, one in expected.items()}
     for name in ("labels", "ids", "stored_at", "cursor", "count", "step", "skipped"):
         torch.testing.assert_close(tensors[f"xbm.{name}"], expected[f"xbm.{name}"], rtol=0, atol=0)
-    # Values differ, because batch norm sees other pictures; but summed, not averaged, gradients would be 3 times larger.
+    # Values differ, since batch norm sees other pictures; but summed, not averaged, gradients would be 3 times larger.
     sizes = [sum(m.norm() for name, m in one.items() if name.endswith("exp_avg")) for one in (tensors, expected)]
     assert 0.5 < sizes[0] / sizes[1] < 2
     assert values["config"] == expected_values["config"]
