@@ -204,17 +204,21 @@ X, LABELS = np.ones((4, 3), np.float32), np.zeros(4, np.int64)
         ({"labels": [0, 0, 0, 0]}, TypeError, "labels must be an array of .*, got list"),
         ({"gallery_labels": LABELS[:3]}, ValueError, r"gallery_labels must have shape \(4,\).*got \(3,\)"),
         ({"gallery_labels": LABELS > 0}, TypeError, "gallery_labels must be integers, got .*bool"),
-        ({"gallery_labels": None}, ValueError, "gallery came without gallery_labels"),
-        ({"gallery": None}, ValueError, "gallery_labels came without gallery"),
+        (
+            {"gallery_labels": None},
+            ValueError,
+            "gallery and gallery_labels must be given together, got gallery without",
+        ),
+        ({"gallery": None}, ValueError, "must be given together, got gallery_labels without gallery"),
         ({"gallery": X[:, :2]}, ValueError, r"gallery must have shape \(G, 3\).*\(4, 3\), got \(4, 2\)"),
         ({"gallery": X[:0]}, ValueError, r"gallery must have shape \(n, D\) with n and D at least 1, got \(0, 3\)"),
         ({"gallery": [[1.0]]}, TypeError, "gallery must be an array of .*, got list"),
-        ({"gallery": X * np.inf}, ValueError, r"4 of the gallery \(4, 3\) are not finite"),
+        ({"gallery": X * np.inf}, ValueError, r"gallery must be finite, got 4 rows .* in shape \(4, 3\)"),
         ({"embeddings": X[:0]}, ValueError, r"embeddings must have shape \(n, D\).*got \(0, 3\)"),
         ({"embeddings": X[0]}, ValueError, r"embeddings must have shape \(n, D\).*got \(3,\)"),
         ({"embeddings": X.astype(np.int64)}, TypeError, "embeddings must be real floating point, got .*int64"),
         ({"embeddings": [[1.0]]}, TypeError, "embeddings must be an array, got list"),
-        ({"embeddings": np.where(np.eye(4, 3) > 0, np.nan, X)}, ValueError, r"3 of the embeddings .* not finite"),
+        ({"embeddings": np.where(np.eye(4, 3) > 0, np.nan, X)}, ValueError, "embeddings must be finite, got 3 rows"),
         ({"k": 0}, ValueError, "k must be at least 1, got 0"),
         ({"k": (1, -2)}, ValueError, "k must be at least 1, got -2"),
         ({"k": 2.5}, TypeError, "k must be an int, got 2.5"),
@@ -232,5 +236,5 @@ def test_retrieval_refuses(backend, change, error, sentence):
 def test_neighbours_refuses_more_than_there_are(backend, gallery, most):
     gallery = None if gallery is None else backend.array(gallery)
     assert metrics.neighbours(backend.array(X), k=most, gallery=gallery).shape == (4, most)
-    with pytest.raises(ValueError, match=f"k must be at most the number of items to find, {most} here, got {most + 1}"):
+    with pytest.raises(ValueError, match=f"k must be at most the number of items to search, {most}, got {most + 1}"):
         metrics.neighbours(backend.array(X), k=most + 1, gallery=gallery)

@@ -126,7 +126,7 @@ def test_an_endless_sampler_has_no_length():
         ({"labels": [0.0, 1.0]}, TypeError, r"labels must be integers, got float64 of shape \(2,\)"),
         ({"labels": [True, False]}, TypeError, "labels must be integers, got bool"),
         ({"labels": ["a", "b"]}, TypeError, "labels must be integers"),
-        ({"classes": 3}, ValueError, "classes must be at most 2, the classes among the labels, got 3"),
+        ({"classes": 3}, ValueError, "classes must be at most the number of classes in labels, 2, got 3"),
         ({"classes": 0}, ValueError, "classes must be at least 1, got 0"),
         ({"classes": 2.0}, TypeError, "classes must be an int, got 2.0"),
         ({"instances": 0}, ValueError, "instances must be at least 1, got 0"),
