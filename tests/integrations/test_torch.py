@@ -516,7 +516,7 @@ def test_no_labels(with_keys):
         ({"dim": 2.0}, TypeError, "dim must be an int"),
         ({"loss": "contrastiv"}, ValueError, "loss must be one of the names 'contrastive'"),
         ({"loss": torch.nn.MSELoss}, TypeError, "a callable, or .*, got <class .*MSELoss"),
-        ({"loss": core.Contrastive(), "reduction": "sum"}, ValueError, "brings its own"),
+        ({"loss": core.Contrastive(), "reduction": "sum"}, ValueError, "reduction is an option of losses by name"),
         ({"reduction": "none"}, ValueError, "reduction must be 'mean', 'mean-nonzero' or 'sum', got 'none'"),
         ({"dtype": torch.int64}, TypeError, "dtype must be one of .*float32, .*bfloat16"),
         ({"dtype": "float32"}, TypeError, "dtype must be one of .*float32, .*bfloat16"),
@@ -589,7 +589,7 @@ class Scalar(core.Contrastive):
         return super().value(r).sum()
 
 
-@pytest.mark.parametrize(("loss", "sentence"), [(Raising(), "my mistake"), (Scalar(), "must give a value of shape")])
+@pytest.mark.parametrize(("loss", "sentence"), [(Raising(), "my mistake"), (Scalar(), "must return a value of shape")])
 def test_a_loss_that_fails_loses_nothing(loss, sentence):
     module = XBM(4, 8)
     for x, labels, _ in numbers(0, 2):
