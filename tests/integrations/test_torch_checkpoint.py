@@ -126,13 +126,13 @@ def folder(tmp_path):
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        (state_of(rows=torch.zeros(4, 3)), r"xbm.rows is \(4, 2\) .* there, \(4, 3\) .* here"),
-        (state_of(rows=torch.zeros(8, 2)), r"xbm.rows is \(4, 2\) .* there, \(8, 2\) .* here"),
-        (state_of(rows=torch.zeros(4, 2).half()), "float32 there, .* torch.float16 here"),
-        (state_of(rows=0), "xbm.rows is .* torch.float32 there, a value here"),
-        (state_of(xbm={"rows": torch.zeros(4, 2)}), "xbm.count is .* there, missing here"),
-        (state_of(step=0), "step is missing there, a value here"),
-        (state_of(epoch=torch.tensor(0)), "epoch is a value there"),
+        (state_of(rows=torch.zeros(4, 3)), r"xbm.rows is \(4, 2\) .* in the checkpoint, \(4, 3\) .* in the state"),
+        (state_of(rows=torch.zeros(8, 2)), r"xbm.rows is \(4, 2\) .* in the checkpoint, \(8, 2\) .* in the state"),
+        (state_of(rows=torch.zeros(4, 2).half()), "float32 in the checkpoint, .* torch.float16 in the state"),
+        (state_of(rows=0), "xbm.rows is .* torch.float32 in the checkpoint, a value in the state"),
+        (state_of(xbm={"rows": torch.zeros(4, 2)}), "xbm.count is .* in the checkpoint, missing in the state"),
+        (state_of(step=0), "step is missing in the checkpoint, a value in the state"),
+        (state_of(epoch=torch.tensor(0)), "epoch is a value in the checkpoint"),
     ],
 )
 def test_what_does_not_fit_is_refused_untouched(folder, state, words):
@@ -176,11 +176,11 @@ def test_files_of_other_saves_are_refused(folder):
     (file,) = shards.iterdir()
     content = file.read_bytes()
     (shards / "another.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match="holds"):
+    with pytest.raises(ValueError, match=r"must hold the files \['shard-00001.*, got \['another"):
         checkpoint.load(folder, state_of())
     (shards / "another.safetensors").unlink()
     file.unlink()
-    with pytest.raises(ValueError, match=r"must hold \['shard-00001.*, holds \[\]"):
+    with pytest.raises(ValueError, match=r"must hold the files \['shard-00001.*, got \[\]"):
         checkpoint.load(folder, state_of())
 
 
@@ -191,7 +191,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         checkpoint.load(tmp_path, state_of())
     for foreign in ("[]", "{}", '{"content": 1, "crc32": 2}', "\udcff", ""):
         (tmp_path / checkpoint.NAME).write_bytes(foreign.encode(errors="surrogateescape"))
-        with pytest.raises(ValueError, match="is damaged, or no"):
+        with pytest.raises(ValueError, match="is damaged, or its format is not"):
             checkpoint.load(tmp_path, state_of())
         with pytest.raises(FileNotFoundError, match="no checkpoint at"):
             checkpoint.load(tmp_path / checkpoint.NAME, state_of())
@@ -284,7 +284,7 @@ def test_what_one_rank_refuses_all_refuse(pools, folder, tmp_path):
     for problem in pools[2].run(save_another, folder, "disk"):
         assert "was not written: rank 1: OSError: [Errno 28] No space left on device" in problem
     for problem, same in pools[2].run(load_another, folder, "name"):
-        assert "rank 1 is missing there" in problem
+        assert "rank 1 is missing in the checkpoint" in problem
         assert same
     file = next((folder / json.loads((folder / checkpoint.NAME).read_text())["content"]["shards"]).iterdir())
     file.write_bytes(file.read_bytes()[:-1])
@@ -334,7 +334,7 @@ def test_killed_at_any_operation_it_is_the_one_before_or_this_one(tmp_path):
         process.kill()
         process.join()
     old, new = plain(made(SPECS, 1)), plain(made(SPECS, 2))
-    none = f"FileNotFoundError: there is no checkpoint at {tmp_path / 'first'}: it has no {checkpoint.NAME}"
+    none = f"FileNotFoundError: there is no checkpoint at {tmp_path / 'first'}: {checkpoint.NAME} not found"
     for before, states in ((none, found["first"]), (old, found["second"])):
         assert len(states) > 8
         turn = states.index(new)

@@ -62,7 +62,7 @@ class Circle(PairLoss):
         return softplus(r["positive"] + r["negative"])
 
     def weights(self, block: Block, r: Results) -> Array:
-        """Return g Z q_N a_n - g Z q_P a_p; q are softmaxes over negatives and over positives, Z is the slope of L_i."""
+        """Return g Z q_N a_n - g Z q_P a_p; q_N and q_P are softmaxes over either side, Z is the slope of L_i."""
         a_p, a_n = self._factors(block.S)
         pull, push = self._exponents(block.S, a_p, a_n)
         Z = sigmoid(r["positive"] + r["negative"])

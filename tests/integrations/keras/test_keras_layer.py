@@ -180,7 +180,7 @@ def test_a_step_that_drops_the_memory_is_refused(data):
 
     model = Drops()
     model.compile("sgd")
-    with pytest.raises(RuntimeError, match="without the memory's new ones"):
+    with pytest.raises(RuntimeError, match="must return the updated metrics variables"):
         model.fit(*data, callbacks=[XBMCallback(capacity=8)], **FIT)
 
 
