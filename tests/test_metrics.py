@@ -1,4 +1,4 @@
-"""Retrieval metrics against a sort of every row, over sets full of ties and exact copies."""
+"""Retrieval metrics, compared with a full sort, on sets with many ties and exact copies."""
 
 from itertools import product
 
@@ -17,7 +17,7 @@ DIM = 4
 
 @st.composite
 def exact_rows(draw, n):
-    """Draw n rows whose cosines every float format holds exactly, so that equal ones are equal in any order of sums."""
+    """Draw n rows whose cosines are exact in every float format, so that ties do not depend on the summation order."""
     axis = st.tuples(st.integers(0, DIM - 1), st.sampled_from([-1, 0, 1])).map(lambda a: a[1] * np.eye(DIM)[a[0]])
     corner = st.lists(st.sampled_from([-1, 1]), min_size=DIM, max_size=DIM).map(np.asarray)
     few = draw(st.lists(axis | corner, min_size=1, max_size=4))
@@ -54,7 +54,7 @@ def arrays(backend, queries, items=None, **options):
 
 
 def slow_neighbours(x, items=None):
-    """Return for each query all items, nearest first and lower indices first: itself left out if it is one."""
+    """Return all items for each query, nearest first, ties by index, without the query itself."""
     z = oracle.normalize(x)
     v = z if items is None else oracle.normalize(items)
     found = []
@@ -87,7 +87,7 @@ def slow_retrieval(queries, items=None, *, k):
 
 
 def flat(found):
-    """Return what was found as a list of numbers, R@K in the order of K."""
+    """Return the metrics as a list of numbers, with R@K in the order of K."""
     return [*(found.recall[one] for one in sorted(found.recall)), found.r_precision, found.map_at_r, found.queries]
 
 
@@ -119,9 +119,9 @@ def test_neighbours_are_the_nearest_and_ties_go_to_the_lower_index(backend, quer
 def test_a_few_among_many_are_the_nearest_and_ties_go_to_the_lower_index(backend, seed, n, k):
     rng = np.random.default_rng(seed)
     axes, corners = np.eye(DIM), np.asarray(list(product([-1, 1], repeat=DIM)))
-    directions = np.concatenate([axes, -axes, corners])  # exact cosines, as those of `exact_rows`
+    directions = np.concatenate([axes, -axes, corners])  # exact cosines, as in `exact_rows`
     items = rng.choice(rng.choice(directions, 2), n)
-    items[rng.choice(n, 8, replace=False)] = rng.choice(directions, 8)  # few that are near, before and after ties
+    items[rng.choice(n, 8, replace=False)] = rng.choice(directions, 8)  # a few close items, before and after ties
     queries = rng.choice(directions, 3)
     found = metrics.neighbours(backend.array(queries), k=k, gallery=backend.array(items))
     assert backend.numpy(found).tolist() == [order[:k] for order in slow_neighbours(queries, items)]

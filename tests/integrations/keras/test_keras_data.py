@@ -1,4 +1,4 @@
-"""Which output is the embedding, what are labels and ids, and that they stay the integers they are."""
+"""Selection of embeddings, labels and ids, and that labels and ids stay exact integers."""
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ FIT = {"batch_size": 8, "shuffle": False, "verbose": 0}
 
 
 def classifier(outputs):
-    """Return a model of an embedding and, from it, a classification whose gradient stops there."""
+    """Return a model with an embedding and a classification, whose gradient does not reach the embedding."""
     inputs = keras.Input((6,), name="image")
     embedding = dense()(inputs)
     frozen = keras.layers.Dense(5, name="logits", trainable=False)
@@ -65,7 +65,7 @@ def test_a_layer_of_a_subclassed_model(data):
 
 @pytest.mark.parametrize("labels", [None, "logits"])
 def test_a_classifier_and_a_memory(labels, data):
-    """Two outputs: a loss and a metric of compile on one, the memory on the other."""
+    """Two outputs: loss and metric of `compile` on one, the memory on the other."""
     x, y = data
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model = classifier(lambda e, c: {"embedding": e, "logits": c})
@@ -153,7 +153,7 @@ def stored(labels, x):
 
 @pytest.mark.parametrize("dtype", ["int64", "int32"])
 def test_integers_beyond_24_bits_are_exact(dtype, data):
-    """What floats would merge: 2^24 and 2^24 + 1."""
+    """Labels that float32 would merge: 2^24 and 2^24 + 1."""
     x, _ = data
     labels = (2**24 + np.arange(50)).astype(dtype)
     assert stored(labels, x).tolist() == labels.tolist()
@@ -170,7 +170,7 @@ def test_integers_beyond_32_bits_are_exact(data):
 @pytest.mark.parametrize("ahead", [False, True], ids=["on the host", "moved ahead"])
 @pytest.mark.parametrize("where", ["labels", "ids", "validation"])
 def test_integers_too_large_are_refused(where, ahead, data, monkeypatch):
-    """JAX makes 5 of 2^40 + 5 without a word, on an accelerator before the step begins."""
+    """JAX silently truncates 2^40 + 5 to 5; on an accelerator, this happens before the step."""
     import jax
 
     if ahead:

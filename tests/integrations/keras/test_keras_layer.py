@@ -1,4 +1,4 @@
-"""The layer in steps and graphs of one's own, and the loss for `compile`."""
+"""The layer in custom steps and functional models, and the loss for `compile`."""
 
 import json
 
@@ -18,7 +18,7 @@ def simulated(x, y, *, epochs=2, ids=None, capacity=32):
 
 
 class WithLayer(keras.Model):
-    """An encoder and an XBM within one model, whose forward pass takes the labels."""
+    """A model with an encoder and an XBM, whose forward pass takes the labels."""
 
     def __init__(self, **options):
         super().__init__()
@@ -205,7 +205,7 @@ def test_eager_calls(data):
 
 @pytest.mark.parametrize("with_labels", [True, False], ids=["labels", "no labels"])
 def test_two_towers(with_labels, data):
-    """Keys are stored and compared; without labels each query has its key."""
+    """Keys are stored and compared; without labels, the positive of each query is its key."""
     x, y = data
     layer = XBM(capacity=32, loss="supcon", warmup=1)
     objective, state = xbm.Objective(loss="supcon", warmup=1), xbm.init(capacity=32, dim=6)
@@ -238,7 +238,10 @@ def test_two_towers_in_a_functional_graph(data):
         step = objective.step(state, images @ W, keys=views @ W)
         state, W = step.state, W - RATE * (images.T @ step.gradient + views.T @ step.key_gradient)
     np.testing.assert_allclose(weight(model), W, rtol=0, atol=1e-5)
-    mine, theirs = layer.rows().labels, xbm.rows(state).labels  # numbered from the lowest integer, of 32 bits on JAX
+    mine, theirs = (
+        layer.rows().labels,
+        xbm.rows(state).labels,
+    )  # numbered from the lowest integer, which has 32 bits on JAX
     np.testing.assert_array_equal(mine - np.iinfo(mine.dtype).min, theirs - np.iinfo(theirs.dtype).min)
 
 
@@ -293,7 +296,7 @@ def test_losses_and_layers_are_serialised(options):
     again = XBM.from_config(layer.get_config())
     assert again.get_config() == layer.get_config()
     assert again.objective == layer.objective
-    written = json.loads(json.dumps(layer.get_config()))  # as in a model's file
+    written = json.loads(json.dumps(layer.get_config()))  # as in a saved model
     assert XBM.from_config(written).objective == layer.objective
 
 

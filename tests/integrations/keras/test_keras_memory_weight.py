@@ -1,4 +1,4 @@
-"""How much the memory counts, under Keras: the core's options, in the callback and in a layer's configuration."""
+"""The weight of the memory in Keras: the core's options, in the callback and in a layer's configuration."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Several devices: each test is a process of its own, since devices are split before a backend starts."""
+"""Several devices. Each test is a separate process, because devices are configured before a backend starts."""
 
 import os
 import subprocess
