@@ -1,4 +1,4 @@
-"""What Hypothesis draws: batches, options and whole histories, as NumPy arrays."""
+"""Hypothesis strategies: batches, options and whole histories, as NumPy arrays."""
 
 from typing import NamedTuple
 
@@ -10,17 +10,17 @@ from tests.table import BACKENDS
 
 MAX_DIM = 4
 MAX_CAPACITY = 9
-SIZES = [0, 1, 3, 12]  # of batches, where every other one costs seconds
+SIZES = [0, 1, 3, 12]  # batch sizes for backends that compile for each shape
 
 
 def lengths(least, most, few):
-    """Draw a whole number; one of a few where a backend compiles anew for each shape."""
+    """Draw an integer, from a few values if the backend compiles for each shape."""
     some = [n for n in few if least <= n <= most]
     return st.sampled_from(some) if any(row.compiles for row in BACKENDS) else st.integers(least, most)
 
 
 def named(options):
-    """Return options as a test's name, which no address is in."""
+    """Return a test id for options, without memory addresses."""
     return ", ".join(f"{name}={'function' if callable(value) else value}" for name, value in options.items())
 
 
@@ -31,7 +31,7 @@ big_integers = st.sampled_from([0, 1, 2**24 + 1, 2**31 + 7, 2**40 + 5, 2**63 - 1
 sample_ids = st.one_of(st.integers(-3, 5), big_integers)
 
 eighths = st.integers(-64, 64).map(lambda n: n / 8)
-"""Numbers that every float format holds exactly."""
+"""Numbers that are exact in every float format."""
 
 
 class Batch(NamedTuple):
@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 
 @st.composite
 def batches(draw, dim, *, sizes=None, finite=True, with_ids=None):
-    """Draw a batch of any size, with or without ids and a mask; rows that are not finite on request."""
+    """Draw a batch of any size, with or without ids and a mask, and optionally with non-finite rows."""
     size = draw(lengths(0, 2 * MAX_CAPACITY + 1, SIZES) if sizes is None else sizes)
     x = draw(hnp.arrays(np.float32, (size, dim), elements=eighths))
     if not finite and size:
@@ -65,6 +65,6 @@ def batches(draw, dim, *, sizes=None, finite=True, with_ids=None):
 
 @st.composite
 def histories(draw, *, dim=None, finite=True, with_ids=None):
-    """Draw a run of batches of one embedding size."""
+    """Draw a sequence of batches with one embedding dimension."""
     dim = draw(dims) if dim is None else dim
     return [draw(batches(dim, finite=finite, with_ids=with_ids)) for _ in range(draw(st.integers(1, 6)))]

@@ -1,4 +1,4 @@
-"""What each backend adds to the standard, against plain NumPy."""
+"""The backends' operations beyond the standard, compared with plain NumPy."""
 
 import numpy as np
 import pytest

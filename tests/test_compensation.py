@@ -1,4 +1,4 @@
-"""Drift compensation: against a refit without each pair, against a simulation in NumPy, and where it must not act."""
+"""Drift compensation, compared with leave-one-out refits and a NumPy simulation; and cases in which it must not act."""
 
 import numpy as np
 import pytest
@@ -13,12 +13,12 @@ from xbm.compensation import LEAST_PAIRS, MEMORY_OF_TRUST, Map
 from xbm.memory import MemoryState
 from xbm.objective import REPORT
 
-M, D, P, EVERY = 40, 8, 16, 4  # of every test, as far as it can be: JAX compiles for each shape
+M, D, P, EVERY = 40, 8, 16, 4  # shared by most tests, because JAX compiles for each shape
 SEEDS = st.integers(0, 2**32 - 1)
 
 
 def memory(backend, rows, ages=None, *, dtype="float64", capacity=M, step=100):
-    """Return a memory with rows (n, D) of samples 0, 1, ... in its first slots, stored so many calls ago, or one."""
+    """Return a memory with rows (n, D) of samples 0, 1, ... in its first slots, stored `ages` or 1 calls ago."""
     n, dim = rows.shape
     state = xbm.init(capacity=capacity, dim=dim, dtype=getattr(backend.xp, dtype), xp=backend.xp)
     embeddings, stored_at, ids = np.zeros((capacity, dim)), np.full(capacity, -1), np.full(capacity, -1)
@@ -32,7 +32,7 @@ def memory(backend, rows, ages=None, *, dtype="float64", capacity=M, step=100):
 
 
 def rotation(rng, size=1.0, dim=D):
-    """Return a rotation (D, D), the smaller the nearer to none."""
+    """Return a rotation (D, D); smaller values are closer to the identity."""
     skew = rng.normal(size=(dim, dim), scale=size / 2)
     skew, one = (skew - skew.T) / 2, np.eye(dim)
     return np.linalg.solve(one - skew, one + skew)
@@ -43,7 +43,7 @@ def squared(rows, others):
 
 
 def round_of(backend, compensate, state, slots, fresh, valid=None, *, unit=True):
-    """Return the memory after a round as NumPy arrays, and what is remembered of it."""
+    """Return the memory after a round, as NumPy arrays, and the motion."""
     valid = None if valid is None else backend.array(valid)
     arrays = backend.array(slots), backend.array(fresh), valid
     state, motion = compensate.move(state, compensation.init(state), *arrays, normalize=unit)
@@ -61,7 +61,7 @@ def moved_by(a, old, new, ridge, rows, exposure):
 
 
 def definition(rows, ages, slots, fresh, valid, *, every, form, ridge, unit):
-    """Return the rows after a round, and the pairs' mean squared distance before and after, each pair left out once."""
+    """Return the rows after a round, and the pairs' mean squared distance before and after, with leave-one-out fits."""
     exposure = np.clip(ages, 0, every) / every
     slots, new = slots[valid & (exposure[slots] > 0)], fresh[valid & (exposure[slots] > 0)]
     new = normalize(new) if unit else new
@@ -81,7 +81,9 @@ def definition(rows, ages, slots, fresh, valid, *, every, form, ridge, unit):
         if best is None or np.mean(errors) < after:
             best, after = (scaled,), np.mean(errors)
             won = still - errors
-    if len(slots) >= LEAST_PAIRS and np.mean(won) > np.std(won, ddof=1) / len(won) ** 0.5:  # a standard error
+    if (
+        len(slots) >= LEAST_PAIRS and np.mean(won) > np.std(won, ddof=1) / len(won) ** 0.5
+    ):  # more than one standard error
         rows = np.where(exposure[:, None] > 0, shaped(moved_by(a, old, new, *best, rows, exposure)), rows)
     else:
         after = before
@@ -100,7 +102,7 @@ def definition(rows, ages, slots, fresh, valid, *, every, form, ridge, unit):
     some=st.sampled_from([1.0, 0.9]),
 )
 def test_a_round_is_its_definition(backend, seed, form, ridge, unit, noise, some):
-    """Leaving one pair out in closed form is fitting anew without it; what would not help the pairs is not done."""
+    """The closed-form leave-one-out error equals that of refits; a map that does not help the pairs is not applied."""
     rng = np.random.default_rng(seed)
     rows, ages = rng.normal(size=(M, D)), rng.integers(0, 2 * EVERY, size=M)
     rows = normalize(rows) if unit else rows
@@ -111,7 +113,7 @@ def test_a_round_is_its_definition(backend, seed, form, ridge, unit, noise, some
     expected, before, after = definition(rows, ages, slots, fresh, valid, **options, unit=unit)
     compensate = xbm.Compensation(probes=P, **options)
     state, motion = round_of(backend, compensate, memory(backend, rows, ages), slots, fresh, valid, unit=unit)
-    # A pair of age 0 tells nothing, and is written all the same.
+    # A pair of age 0 is not used in the fit, but its row is written.
     expected[slots[valid]] = normalize(fresh[valid]) if unit else fresh[valid]
     np.testing.assert_allclose(state.embeddings, expected, rtol=1e-8, atol=1e-9)
     np.testing.assert_allclose([motion.before, motion.after], [before, after], rtol=1e-6, atol=1e-12)
@@ -119,14 +121,14 @@ def test_a_round_is_its_definition(backend, seed, form, ridge, unit, noise, some
 
 
 def unlike(slots):
-    """Return which slots hold no pair."""
+    """Return the slots without a pair."""
     return np.setdiff1d(np.arange(M), slots)
 
 
 @pytest.mark.parametrize(("form", "unit"), [("affine", True), ("shift", False)])
 def test_rows_that_have_not_moved_move_nothing(backend, form, unit):
     rng = np.random.default_rng(0)
-    for dtype in backend.storable[:2]:  # a half precision where there is one
+    for dtype in backend.storable[:2]:  # including half precision if supported
         state = memory(backend, normalize(rng.normal(size=(M, D))), rng.integers(0, 9, size=M), dtype=dtype)
         before, slots = snapshot(backend, state), rng.permutation(M)[:P]
         compensate = xbm.Compensation(probes=P, every=EVERY, form=form)
@@ -137,7 +139,7 @@ def test_rows_that_have_not_moved_move_nothing(backend, form, unit):
 
 
 def maps(kind, rng):
-    """Return an encoder's change, a function of rows."""
+    """Return the change of an encoder, as a function of rows."""
     A, b = rotation(rng), rng.normal(size=D)
     stretched = A * rng.uniform(0.5, 2.0, size=D)
     return {"turned": lambda x: x @ A, "mapped": lambda x: x @ stretched + b, "shifted": lambda x: x + b}[kind]
@@ -145,7 +147,7 @@ def maps(kind, rng):
 
 @pytest.mark.parametrize("kind", ["turned", "mapped", "shifted"])
 def test_a_map_is_recovered_for_every_row_whatever_its_age(backend, kind):
-    """After each of several calls with a change and a batch of its own."""
+    """Test after several calls, each with its own change and batch."""
     rng = np.random.default_rng(1)
     compensate = xbm.Compensation(probes=P, every=1, ridge=0.0, form="shift" if kind == "shifted" else "affine")
     unit = kind == "turned"
@@ -156,7 +158,7 @@ def test_a_map_is_recovered_for_every_row_whatever_its_age(backend, kind):
     for call in range(4):
         now = maps(kind, rng)(now)
         ids = backend.numpy(state.ids)
-        if call == 2:  # with a ridge, which is chosen, most of the way
+        if call == 2:  # the chosen ridge undoes most of the motion
             old = backend.numpy(state.embeddings)
             kept = MemoryState(*map(backend.array, snapshot(backend, state)))
             slots = backend.numpy(slow.slots(kept)[0])
@@ -176,7 +178,7 @@ def test_a_map_is_recovered_for_every_row_whatever_its_age(backend, kind):
 
 
 def test_young_rows_move_the_part_that_they_have_missed(backend):
-    """Beside a memory that takes them all for old: of a slow turn, after it the young ones are nearer to fresh rows."""
+    """With ages, young rows end up closer to fresh rows than in a memory that treats all rows as old; slow rotation."""
     rng = np.random.default_rng(2)
     step, turn = rotation(rng, 0.05), np.eye(D)
     samples = normalize(rng.normal(size=(M, D)))
@@ -184,7 +186,7 @@ def test_young_rows_move_the_part_that_they_have_missed(backend):
     fresh, rows, now = [], [], 2 * EVERY
     network = [np.linalg.matrix_power(step, call) for call in range(now + 1)]
     turn = network[now]
-    # Rows older than a round were moved at the last one.
+    # Rows older than a round were moved in the last round.
     rows = np.stack([x @ network[max(now - age, now - EVERY)] for x, age in zip(samples, ages, strict=True)])
     fresh = samples @ turn
     compensate, slots = xbm.Compensation(probes=P, every=EVERY, ridge=0.0), np.flatnonzero(ages >= EVERY)[:P]
@@ -242,7 +244,7 @@ def too_few(rng, rows, slots):
 
 
 def unexplained(rng, rows, slots):
-    """Noise that is across all maps: their best is none, and with a pair left out worse than none."""
+    """Noise orthogonal to all maps: the best map is none, and leave-one-out fits are worse than none."""
     X, noise = np.hstack([np.ones((P, 1)), rows[slots]]), 0.2 * rng.normal(size=(P, D))
     return rows, rows[slots] + noise - X @ np.linalg.lstsq(X, noise, rcond=None)[0], None
 
@@ -270,7 +272,7 @@ def empty(rng, rows, slots):
 @pytest.mark.parametrize("unit", [True, False])
 @pytest.mark.parametrize("make", [too_few, unexplained, not_finite, all_equal, too_large, empty])
 def test_it_cannot_hurt(backend, make, unit):
-    """Nothing but the pairs' own rows changes, not by a bit."""
+    """Only the pairs' own rows change; all others stay bit-identical."""
     if make is too_large and unit:
         return
     rng = np.random.default_rng(3)
@@ -288,12 +290,12 @@ def test_it_cannot_hurt(backend, make, unit):
         for one, other in zip(found[1:], before[1:], strict=True):
             np.testing.assert_array_equal(one, other)
         np.testing.assert_array_equal(motion.before, motion.after)
-        assert np.isnan(motion.before) == (make in (empty, too_large))  # as it was: there is nothing to tell
+        assert np.isnan(motion.before) == (make in (empty, too_large))  # unchanged: there is no measurement
         assert motion.rejected == 1
 
 
 def test_pairs_that_are_fitted_exactly_tell_nothing(backend):
-    """As many parameters as numbers: a linear map reaches each, and what it does to others is not known."""
+    """With as many parameters as numbers, a linear map fits every pair exactly, and its effect on others is unknown."""
     rng, valid = np.random.default_rng(4), np.arange(P) < D + 1
     rows, fresh = normalize(rng.normal(size=(M, D))), rng.normal(size=(P, D))
     for dtype in ("float32", "float64"):
@@ -307,7 +309,7 @@ def test_pairs_that_are_fitted_exactly_tell_nothing(backend):
             assert float(found[1][1].after) == pytest.approx(float(found[0][1].after), rel=1e-4)
 
 
-# Which rows are embedded anew
+# Selection of the rows to re-embed
 
 
 @given(count=st.integers(0, M), step=st.integers(0, 2**31 - 1), n=st.sampled_from([8, 16, M, 2 * M]))
@@ -315,7 +317,7 @@ def test_slots_are_spread_over_the_ring(backend, count, step, n):
     state = memory(backend, np.ones((M, 1)), step=step)._replace(count=backend.array(np.asarray(count)))
     found = [xbm.Compensation(probes=n).slots(one) for one in (state, state._replace(embeddings=-state.embeddings))]
     slots, filled = map(backend.numpy, found[0])
-    np.testing.assert_array_equal(slots, backend.numpy(found[1][0]))  # the rows say nothing
+    np.testing.assert_array_equal(slots, backend.numpy(found[1][0]))  # the rows do not matter
     p = min(n, M)
     assert len(set(slots.tolist())) == len(slots) == p
     np.testing.assert_array_equal(filled, slots < count)
@@ -341,11 +343,11 @@ def test_a_round_is_due_every_so_many_calls():
     assert not any(xbm.Compensation(every=3).due(step) for step in range(9))
 
 
-# A batch alone
+# Shifts from a batch alone
 
 
 class Followed:
-    """The same in NumPy: a memory of rows that are shifted after the mean of each batch."""
+    """Reference in NumPy: a memory whose rows are shifted by the motion of the batch mean."""
 
     def __init__(self, window, *, unit):
         self.rows, self.shift, self.trust, self.window = np.zeros((0, D)), np.zeros(D), 0.0, window
@@ -355,7 +357,7 @@ class Followed:
         z = self.shaped(x[np.all(np.isfinite(x), axis=1)])
         if len(z):
             apart = z.mean(axis=0) - self.rows.mean(axis=0) if len(self.rows) else np.zeros(D)
-            without = apart + self.shift * (self.trust > 0)  # had the last shift not been made
+            without = apart + self.shift * (self.trust > 0)  # without the last shift
             won = np.sum(without**2) - np.sum((without - self.shift) ** 2)
             self.trust = MEMORY_OF_TRUST * self.trust + (1 - MEMORY_OF_TRUST) * won
             self.shift = apart * len(z) / (len(z) + self.window)
@@ -394,9 +396,9 @@ def test_a_memory_that_follows_is_numpys(backend, unit):
 
 
 def following(drift, calls=150, capacity=160):
-    """Return of a memory that follows, over a run of noisy batches that drift by so much a call, and of one that stays:
+    """Return statistics of a memory with `follow` and of one without, over noisy batches with constant drift per call.
 
-    the mean squared distance from fresh rows, the largest, and the share of calls in which it was moved.
+    The statistics are the mean and the largest squared distance from fresh rows, and the share of calls with a shift.
     """
     rng, samples, made, errors = np.random.default_rng(6), np.zeros((0, D)), 0, []
     compensate, state = xbm.Compensation(), xbm.init(capacity=capacity, dim=D, dtype=np.dtype("float64"))
@@ -414,7 +416,7 @@ def following(drift, calls=150, capacity=160):
 
 
 def test_a_drifting_memory_is_followed_and_one_that_stays_is_left_alone():
-    """Of rows whose mean squared length is D = 8."""
+    """The rows have mean squared length D = 8."""
     for size in (0.4, 0.1):
         (follows, stays), _, made = following(size * np.eye(D)[0])
         assert follows < 0.5 * stays
@@ -428,7 +430,7 @@ def test_a_drifting_memory_is_followed_and_one_that_stays_is_left_alone():
 @settings(max_examples=max(5, settings.default.max_examples // 5))
 @given(seed=SEEDS)
 def test_rows_that_come_back_move_the_others(backend, seed):
-    """Loss and gradient are those of no compensation against the memory as it was moved."""
+    """Loss and gradient equal those without compensation, against the compensated memory."""
     rng = np.random.default_rng(seed)
     samples = normalize(rng.normal(size=(M, D)))
     now = samples @ rotation(rng, 0.6)
@@ -455,7 +457,7 @@ def test_rows_that_come_back_move_the_others(backend, seed):
 
 
 def test_of_a_class_that_comes_back_one_row_counts(backend):
-    """Classmates would vouch for each other: seven classes are too few pairs, eight are enough."""
+    """Samples of one class are not independent: seven classes are too few for a fit, eight are enough."""
     rng = np.random.default_rng(0)
     samples = normalize(rng.normal(size=(M, D)))
     now, again = samples + 0.5, rng.permutation(M)[:P]
@@ -470,7 +472,7 @@ def test_of_a_class_that_comes_back_one_row_counts(backend):
 
 @pytest.mark.parametrize("ridges", [(0.0,), compensation.RIDGES], ids=["exact", "ridges"])
 def test_a_fit_of_whatever_pairs_ends(backend, ridges):
-    """Most of them none, in float32: where a decomposition may fail to converge, or a matrix to have an inverse."""
+    """Degenerate pairs in float32, for which a decomposition may not converge or a matrix may be singular."""
     rng = np.random.default_rng(0)
     for some in [*rng.random(5 if backend.compiles else 300), 0.0]:
         old, fresh = (normalize(rng.normal(size=(32, 64))).astype(np.float32) for _ in range(2))
@@ -479,7 +481,7 @@ def test_a_fit_of_whatever_pairs_ends(backend, ridges):
         assert np.isfinite(backend.numpy(found.matrix)).all()
 
 
-# Refusals
+# Errors
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Slow drift: between two embeddings of a probe set, and over a run."""
+"""Slow drift: the distance between two embeddings of a probe set, and its record over a run."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_between_is_the_mean_squared_distance(backend, seed, rows, normalize):
     saved_at=st.integers(0, 30),
 )
 def test_a_probe_reads_what_all_embeddings_would_tell(backend, apart, every, steps, start, saved_at):
-    """Whatever it was given only when due, and saved and gone on with in between."""
+    """Embeddings are recorded only when due, and the probe can be saved and resumed in between."""
     rng = np.random.default_rng(0)
     embeddings = [backend.array(rng.normal(size=(2, 3))) for _ in range(steps)]
     probe = xbm.drift.Probe(apart=apart, every=every)

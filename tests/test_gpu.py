@@ -1,4 +1,4 @@
-"""On an accelerator: the step that the host makes, without the host waiting for it. `tox -e gpu` runs this."""
+"""On an accelerator: the same step as on the CPU, without a device sync. Run with `tox -e gpu`."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ pytestmark = pytest.mark.gpu
 
 
 def batches(seed=0):
-    """Yield `(x, labels, ids)` of NumPy, of several sizes, returning samples among them."""
+    """Yield `(x, labels, ids)` as NumPy arrays, with several batch sizes and repeated samples."""
     rng = np.random.default_rng(seed)
     for size in (64, 64, 17, 64, 1, 64):
         ids = rng.integers(300, size=size)
@@ -78,5 +78,5 @@ LIBRARIES = {"torch": _torch, "jax": _jax, "tensorflow": _tensorflow}
 
 
 def host(x):
-    """Return an array as NumPy's."""
+    """Return an array as a NumPy array."""
     return np.asarray(x.cpu() if hasattr(x, "cpu") else x)

@@ -1,4 +1,4 @@
-"""JAX: compiled, donated, differentiated, mapped, and with its rows on several devices."""
+"""JAX: compilation, donation, differentiation, vmap, and rows on several devices."""
 
 import re
 
@@ -15,7 +15,7 @@ from tests.test_compensation import rotation
 from xbm import compensation
 from xbm.memory import MemoryState, Rows
 
-SIZES = [8, 3, 8, 1, 0, 20, 3, 8]  # of batches, into 12 slots
+SIZES = [8, 3, 8, 1, 0, 20, 3, 8]  # batch sizes, for a memory of 12 slots
 LOSSES = [
     {},
     {"loss": xbm.Contrastive(reduction="sum"), "copies": "keep"},
@@ -33,7 +33,7 @@ def wide(request):
 
 
 def batches(sizes=SIZES, dim=4, seed=0):
-    """Yield `(x, labels, ids)` of NumPy, returning samples among them."""
+    """Yield `(x, labels, ids)` as NumPy arrays, with repeated samples."""
     rng = np.random.default_rng(seed)
     for size in sizes:
         ids = rng.integers(30, size=size)
@@ -45,9 +45,9 @@ def arrays(batch):
 
 
 def compiled(objective, traced=None):
-    """Return a train step whose gradient is JAX's own, through an encoder that does nothing.
+    """Return a train step that JAX differentiates, with an identity encoder.
 
-    To `traced` it adds the batch size of each compilation: JAX's own count may be 0 after thousands of others.
+    Each compilation appends its batch size to `traced`. JAX's own count may be 0, because its cache is bounded.
     """
 
     def loss_of(x, state, labels, ids):
@@ -61,7 +61,7 @@ def compiled(objective, traced=None):
 
 @pytest.mark.parametrize("options", LOSSES, ids=str)
 def test_compiled_and_differentiated_it_is_numpys_step(options):
-    objective = xbm.Objective(warmup=1, block_rows=2, **options)  # 12 rows: six blocks, a loop
+    objective = xbm.Objective(warmup=1, block_rows=2, **options)  # 12 rows in six blocks, which run in a loop
     traced = []
     step, state, plain = compiled(objective, traced), xbm.init(capacity=12, dim=4, xp=jnp), xbm.init(capacity=12, dim=4)
     for batch in batches():
@@ -75,12 +75,14 @@ def test_compiled_and_differentiated_it_is_numpys_step(options):
         np.testing.assert_allclose(result.report, expected.report, rtol=1e-4, atol=1e-5)
         for name, one, other in zip(MemoryState._fields, state, plain, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6 if name == "embeddings" else 0, err_msg=name)
-    assert sorted(traced) == sorted(set(SIZES))  # filling, full, wrapped: one compilation for each batch shape
+    assert sorted(traced) == sorted(
+        set(SIZES)
+    )  # one compilation per batch shape, whether the memory is filling, full or wrapped
 
 
 @pytest.mark.parametrize("options", BY_NAME, ids=str)
 def test_every_loss_and_miner_is_compiled_too(options, wide):
-    """In float64, where rounding turns no choice of a pair."""
+    """In float64, so that rounding does not change the choice of pairs."""
     if not wide:
         return
     objective = xbm.Objective(warmup=0, block_rows=5, **options)
@@ -131,7 +133,7 @@ def test_rows_are_written_in_place(copies):
 
 
 def rounds(compensate, objective):
-    """Return a train step and a round over a memory and its motion, both given away."""
+    """Return a train step and a compensation round, both with donated memory and motion."""
 
     def loss_of(x, state, motion, labels, ids):
         result = objective.step(state, x, labels, ids=ids, motion=motion)
@@ -144,7 +146,7 @@ def rounds(compensate, objective):
 def test_a_compiled_memory_that_moves_is_numpys(wide, monkeypatch):
     if wide:
         return
-    monkeypatch.setattr(compensation, "CACHE", 5 * 4)  # of 32 rows, so a loop and a shorter last block
+    monkeypatch.setattr(compensation, "CACHE", 5 * 4)  # 32 rows: a loop and a shorter last block
     compensate = xbm.Compensation(returning=True, probes=16, every=2, ridge=0.1)
     objective = xbm.Objective(warmup=1, compensate=compensate)
     step, move = rounds(compensate, objective)
@@ -175,7 +177,7 @@ def test_a_compiled_memory_that_moves_is_numpys(wide, monkeypatch):
 def test_a_memory_is_moved_in_place(wide, monkeypatch):
     if wide:
         return
-    monkeypatch.setattr(compensation, "CACHE", 600 * 16)  # of 2048 rows, so a loop and a shorter last block
+    monkeypatch.setattr(compensation, "CACHE", 600 * 16)  # 2048 rows: a loop and a shorter last block
     compensate = xbm.Compensation(returning=True, probes=16, ridge=0.1)
     step, move = rounds(compensate, xbm.Objective(warmup=0, compensate=compensate))
     state = xbm.init(capacity=2048, dim=16, xp=jnp)
@@ -233,7 +235,7 @@ def test_keys_get_their_gradient():
 
 
 def test_a_function_is_a_loss_and_learns():
-    """Its weights by JAX, and the gradient of what it closes over."""
+    """JAX computes the loss's weights and the gradient of the variables it closes over."""
     x, labels, _ = arrays(next(batches([6])))
 
     def loss_of(scale, x):
@@ -258,7 +260,7 @@ def test_a_function_is_a_loss_and_learns():
 
 
 def test_several_memories_at_once():
-    """`vmap` over states and batches is one after the other."""
+    """`vmap` over states and batches equals a loop over them."""
     objective = xbm.Objective(warmup=0, block_rows=2)
     apart = [xbm.init(capacity=12, dim=4, xp=jnp) for _ in range(3)]
     together = jax.tree.map(lambda *ones: jnp.stack(ones), *apart)
@@ -283,7 +285,7 @@ def test_several_memories_at_once():
     ids=["rows", "batch", "rows and batch"],
 )
 def test_several_devices_give_the_same_loss_and_gradient(memory_over, batch_over):
-    """Whether each holds its rows of the memory, its part of the batch as in data parallelism, or both."""
+    """The devices share the rows of the memory, the batch (as in data parallelism), or both."""
     assert len(jax.devices()) == DEVICES
     mesh = Mesh(np.asarray(jax.devices()), ("rows",), axis_types=(AxisType.Auto,))
     capacity = 16 * DEVICES

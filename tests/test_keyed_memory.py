@@ -1,4 +1,4 @@
-"""`copies="replace"`: one row for each sample, against lists and double loops, over drawn histories."""
+"""`copies="replace"`: one row per sample, compared with lists and double loops over drawn histories."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from xbm.objective import REPORT
 
 
 class KeyedMachine(MemoryMachine):
-    """Every transition in any order, beside a list."""
+    """Every transition in any order, compared with a list."""
 
     copies = "replace"
     slow = oracle.KeyedMemory
@@ -33,13 +33,13 @@ def test_one_row_for_each_sample(backend):
 
 
 def rows_of(backend, samples, value=1.0):
-    """Return `(x (B, 1), labels (B,), ids (B,))` of samples, each of its own class."""
+    """Return `(x (B, 1), labels (B,), ids (B,))` of samples, each in its own class."""
     x = np.full((len(samples), 1), value, np.float32)
     return backend.array(x), *(backend.array(np.asarray(samples, np.int64)) for _ in range(2))
 
 
 def replacing(backend, capacity, *calls):
-    """Return a memory after calls `(samples, value of their rows)`."""
+    """Return a memory after calls given as `(samples, value of their rows)`."""
     state = xbm.init(capacity=capacity, dim=1, xp=backend.xp)
     for samples, value in calls:
         x, labels, ids = rows_of(backend, samples, value)
@@ -56,12 +56,12 @@ def shown(backend, state):
 @pytest.mark.parametrize(
     ("calls", "slots", "cursor"),
     [
-        ([([5, 6], 1), ([6], 2)], [(5, 1), (6, 2)], 2),  # renewed in its slot
-        ([([5, 6], 1), ([7, 5], 2)], [(5, 2), (6, 1), (7, 2)], 0),  # one renewed, one appended
-        ([([5, 6, 7], 1), ([8, 5], 2)], [(8, 2), (6, 1), (7, 1)], 1),  # renewed, then evicted by the other
+        ([([5, 6], 1), ([6], 2)], [(5, 1), (6, 2)], 2),  # updated in its slot
+        ([([5, 6], 1), ([7, 5], 2)], [(5, 2), (6, 1), (7, 2)], 0),  # one updated, one appended
+        ([([5, 6, 7], 1), ([8, 5], 2)], [(8, 2), (6, 1), (7, 1)], 1),  # updated, then evicted by the other
         ([([5, 6, 7], 1), ([8, 6], 2)], [(8, 2), (6, 2), (7, 1)], 1),
-        ([([5, 6, 7], 1), ([1, 2, 3, 4, 6], 2)], [(4, 2), (2, 2), (3, 2)], 1),  # more than fit
-        ([([-1, 5, -1, 5], 1)], [(-1, 1), (-1, 1), (5, 1)], 0),  # no id equals nothing
+        ([([5, 6, 7], 1), ([1, 2, 3, 4, 6], 2)], [(4, 2), (2, 2), (3, 2)], 1),  # more rows than the capacity
+        ([([-1, 5, -1, 5], 1)], [(-1, 1), (-1, 1), (5, 1)], 0),  # negative ids mean no id: they equal nothing
     ],
 )
 def test_where_rows_go(backend, calls, slots, cursor):
@@ -72,7 +72,7 @@ def test_where_rows_go(backend, calls, slots, cursor):
 
 @given(epochs=st.integers(1, 3), samples=lengths(1, 12, [5, 12]), spare=st.integers(0, 2), data=st.data())
 def test_a_memory_as_large_as_the_data_set_holds_its_newest_rows(backend, epochs, samples, spare, data):
-    """One for each sample, where the first epoch put it."""
+    """One row per sample, in the slot that the first epoch assigned."""
     state, first = xbm.init(capacity=samples + spare, dim=1, xp=backend.xp), []
     size = data.draw(lengths(1, samples, [1, 5]))
     for epoch in range(epochs):
@@ -107,7 +107,7 @@ def test_without_ids_nothing_is_replaced(backend, history, capacity):
     evaluated=st.booleans(),
 )
 def test_step_is_its_definition(backend, history, capacity, warmup, in_batch, block_rows, evaluated):
-    """Losses and memory of whole runs equal those of loops over a list, in evaluation too."""
+    """Losses and memory of whole runs equal those of loops over a list, also in evaluation."""
     objective = xbm.Objective(copies="replace", warmup=warmup, in_batch=in_batch, block_rows=block_rows)
     state = xbm.init(capacity=capacity, dim=history[0].x.shape[1], dtype=backend.xp.float64, xp=backend.xp)
     model = oracle.KeyedMemory(capacity)
@@ -161,7 +161,7 @@ def test_a_run_goes_on_from_a_saved_memory(backend, before, after, capacity):
 
 @pytest.mark.parametrize("fault", ["mask", "nonfinite"])
 def test_a_row_that_is_not_stored_replaces_nothing_and_meets_no_copy(backend, fault):
-    """The stored copy is of another class, so it would be a negative of its anchor."""
+    """The stored copy has another class, so without exclusion it would be a negative of its anchor."""
     objective = xbm.Objective(copies="replace", warmup=0, in_batch=False)
     x, label, ids = rows_of(backend, [7])
     state = objective.step(xbm.init(capacity=2, dim=1, xp=backend.xp), x, label, ids=ids).state
@@ -181,7 +181,7 @@ def test_of_two_views_in_one_call_the_last_is_stored_and_is_a_positive_of_the_ot
     state = xbm.init(capacity=8, dim=2, dtype=backend.xp.float64, xp=backend.xp)
     result = objective.step(state, backend.array(np.asarray([[1.0, 0.0], [0.6, 0.8]])), same, ids=same)
     np.testing.assert_allclose(backend.numpy(xbm.rows(result.state).embeddings), [[0.6, 0.8]], rtol=1e-12)
-    assert float(result.loss) == pytest.approx(0.4 / 2)  # 1 - 0.6, and nothing for the view that is stored
+    assert float(result.loss) == pytest.approx(0.4 / 2)  # 1 - 0.6 for one view, 0 for the stored view
 
 
 def test_the_drift_is_that_of_the_row_replaced(backend):
@@ -192,12 +192,12 @@ def test_the_drift_is_that_of_the_row_replaced(backend):
         result = objective.step(state, sign * x, label, ids=ids)
         state = result.state
     report = dict(zip(REPORT, backend.numpy(result.report).tolist(), strict=True))
-    assert (report["drift"], report["drift_age"]) == (4.0, 1.0)  # not 0 and 2, of the row before
+    assert (report["drift"], report["drift_age"]) == (4.0, 1.0)  # not 0 and 2, the values of the previous row
     assert int(state.count) == 1
 
 
 def test_keys_are_replaced(backend):
-    """Key i is query i's candidate, not a copy of it; an older key of its id is gone."""
+    """Key i is a candidate of query i, not a copy of it; an older key with its id is replaced."""
     objective = xbm.Objective(copies="replace", warmup=0, in_batch=False)
     state = xbm.init(capacity=4, dim=2, dtype=backend.xp.float64, xp=backend.xp)
     one, x = backend.array(np.asarray([7])), backend.array(np.asarray([[1.0, 0.0]]))
@@ -219,7 +219,7 @@ def test_filling_replaces(backend):
 
 @given(data=st.data(), capacity=capacities)
 def test_a_call_that_was_interrupted_loses_no_row_when_repeated(backend, data, capacity):
-    """Ids may stand in slots that are not filled yet; they are no samples of the memory."""
+    """Unfilled slots may contain ids; these do not belong to stored samples."""
     batch = data.draw(batches(1, with_ids=True, sizes=st.integers(0, capacity)))
     arrays, options = as_arrays(backend, batch)
     state = xbm.init(capacity=capacity, dim=1, xp=backend.xp)

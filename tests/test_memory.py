@@ -1,4 +1,4 @@
-"""The memory against a deque, over drawn histories of every transition."""
+"""The memory, compared with a deque over drawn histories of every transition."""
 
 import numpy as np
 import pytest
@@ -13,25 +13,25 @@ from xbm import memory, placing
 
 
 def as_arrays(backend, batch):
-    """Return a drawn batch in a library: positional arguments of `enqueue`, and its keywords."""
+    """Return a drawn batch as positional and keyword arguments of `enqueue`, in a library."""
     given_ones = {"ids": batch.ids, "mask": batch.mask}
     keywords = {name: backend.array(value) for name, value in given_ones.items() if value is not None}
     return (backend.array(batch.x), backend.array(batch.labels)), keywords
 
 
 def snapshot(backend, state):
-    """Return all of a state as NumPy arrays."""
+    """Return all arrays of a state as NumPy arrays."""
     return [backend.numpy(array) for array in state]
 
 
 def assert_same_state(backend, state, expected):
-    """Assert equality to the last bit with a snapshot."""
+    """Assert that a state is bit-identical to a snapshot."""
     for name, array, before in zip(xbm.MemoryState._fields, state, expected, strict=True):
         np.testing.assert_array_equal(backend.numpy(array), before, err_msg=name)
 
 
 def assert_holds(backend, state, model):
-    """Assert that a state holds just what the deque holds, in its order."""
+    """Assert that a state holds exactly the rows of the deque, in order."""
     found = xbm.rows(state)
     rows = list(model.rows)
     assert int(state.count) == len(rows)
@@ -45,7 +45,7 @@ def assert_holds(backend, state, model):
 
 
 class MemoryMachine(RuleBasedStateMachine):
-    """Every transition in any order, beside a deque."""
+    """Every transition in any order, compared with a deque."""
 
     backend = None
     copies = "keep"

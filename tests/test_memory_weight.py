@@ -1,4 +1,4 @@
-"""How much the memory counts: rows by their age, the term by its ramp, its settling and its balance."""
+"""The weight of the memory: of rows by age, and of the memory loss by ramp, settle and balance."""
 
 from itertools import pairwise
 
@@ -25,7 +25,7 @@ from xbm.pairs import Ageing
 
 
 class OfBooleans(RowLoss):
-    """As a function of booleans is: a pair is one whatever it weighs."""
+    """A loss of booleans, for which a pair counts regardless of its weight."""
 
     def whole(self, block):
         xp = array_namespace(block.S)
@@ -44,14 +44,14 @@ def figures(backend, result):
     return dict(zip(REPORT, backend.numpy(result.report).tolist(), strict=True))
 
 
-# Rows by their age.
+# Weights of rows by age.
 
 
 @given(
     seed=st.integers(0, 2**32 - 1),
     size=lengths(1, 5, [4]),
     capacity=lengths(5, 24, [24]),
-    classes=st.sampled_from([2, 30]),  # of 30, most rows are of no anchor's class
+    classes=st.sampled_from([2, 30]),  # with 30, most rows have no anchor's class
     block_rows=lengths(4, 24, [24]),
     loss=st.sampled_from(sorted(BY_LOOPS)),
     max_age=st.sampled_from([None, 1, 2]),
@@ -60,7 +60,7 @@ def figures(backend, result):
 def test_old_rows_count_less_or_not_at_all(
     backend, seed, size, capacity, classes, block_rows, loss, max_age, half_life
 ):
-    """Losses and gradients of whole runs are those of loops over rows and their ages."""
+    """Losses and gradients of whole runs equal those of loops over rows and their ages."""
     rng, (of_library, by_loops) = np.random.default_rng(seed), BY_LOOPS[loss]
     objective = xbm.Objective(
         loss=of_library, warmup=0, in_batch=False, block_rows=block_rows, max_age=max_age, half_life=half_life
@@ -94,7 +94,7 @@ def test_old_rows_count_less_or_not_at_all(
 
 @pytest.mark.parametrize("loss", ONE_OF_EACH, ids=lambda loss: type(loss).__name__)
 def test_to_every_loss_a_row_that_is_too_old_is_not_there(backend, loss):
-    """A full memory with a few young rows is one that never held the others, in the same slots."""
+    """A full memory with a few young rows behaves like one that never held the old rows, in the same slots."""
     rng = np.random.default_rng(0)
     old, young, anchors = (rng.normal(size=(n, 16)) for n in (8, 5, 4))
     several, few = (fresh(backend, 8, 16) for _ in range(2))
@@ -119,24 +119,24 @@ def test_to_every_loss_a_row_that_is_too_old_is_not_there(backend, loss):
 
 
 def test_a_row_of_any_age_still_counts(backend):
-    """Were it the only positive: float32 holds no 2^-10000, and the mean is over what there is."""
+    """Also if it is the only positive: 2^-10000 underflows in float32, and the mean is over the remaining pairs."""
     ones, ages = backend.array(np.ones(4, np.float32)), backend.array(np.asarray([0, 1, 3, 30_000]))
     weights = backend.numpy(Ageing(half_life=3.0).weighted(ones, ages))
     np.testing.assert_allclose(weights, [1.0, 0.5 ** (1 / 3), 0.5, 2.0**-60], rtol=1e-6)
     assert np.isfinite(1 / weights**2).all()
 
 
-# The term's weight.
+# Weight of the memory loss.
 
 
 def turned(angle):
-    """Return (4, 3) rows that turn on, so that samples drift by 2 - 2 cos(angle)."""
+    """Return (4, 3) rotated rows, so that samples drift by 2 - 2 cos(angle)."""
     base = np.arange(4) * 0.7 + angle
     return np.stack([np.cos(base), np.sin(base), np.zeros(4)], axis=1)
 
 
 def terms(backend, state, x, labels, ids, **options):
-    """Return the losses and gradients (in batch, against the memory), each alone and in full, of a step."""
+    """Return the losses and gradients of a step: in batch only, memory only, and both."""
     found = []
     for alone in ({"weight": 0.0}, {"in_batch": False}):
         twin = MemoryState(*(backend.array(backend.numpy(one)) for one in state))
@@ -147,9 +147,9 @@ def terms(backend, state, x, labels, ids, **options):
 
 @pytest.mark.parametrize("settles", [False, True])
 def test_the_weight_rises_from_when_the_memory_counts(backend, settles):
-    """By 1 / ramp a call, beginning with the first that counts: after `warmup` calls, or when the drift is small then.
+    """The weight grows by 1 / ramp per call, from the first call after `warmup` whose drift is small enough.
 
-    Drift that was small before, or is large afterwards, changes nothing.
+    Small drift before that call, or large drift after it, has no effect.
     """
     angles = [0.0, 0.1, 1.1, 1.1, 1.1, 2.7, 2.8, 2.8]
     distances = [2 - 2 * np.cos(b - a) for a, b in pairwise(angles)]
@@ -167,7 +167,7 @@ def test_the_weight_rises_from_when_the_memory_counts(backend, settles):
         x = backend.array(turned(angle))
         (loss, gradient), (more, of_memory) = terms(backend, state, x, labels, ids, copies="keep")
         result = objective.step(state, x, labels, ids=ids, motion=motion)
-        # As after a pause: what is remembered is in the state and the motion alone.
+        # As after a resumed run: all state is in the memory state and the motion.
         state = MemoryState(*(backend.array(backend.numpy(one)) for one in result.state))
         factor = 0.5 * min(max(call - first + 1, 0), 3) / 3
         factors.append(factor)
@@ -221,7 +221,7 @@ def test_a_cleared_memory_is_still_and_has_settled(backend):
     keys=st.booleans(),
 )
 def test_the_terms_gradients_are_balanced(backend, seed, size, balance, weight, normalize, keys):
-    """A balanced step is one with the weight that makes |dL/dz| of the memory `balance` times that of the batch."""
+    """A balanced step equals one whose weight makes the memory's |dL/dz| `balance` times that of the batch."""
     rng = np.random.default_rng(seed)
     old, x, k = (rng.normal(size=(n, 3)) for n in (6, size, size))
     z, unit_k, rows = (oracle.normalize(one) if normalize else one for one in (x, k, old))
@@ -271,9 +271,9 @@ DIFFERENTIATED = {"torch": _torch, "jax": _jax, "tensorflow": _tensorflow}
 
 
 def test_the_balance_is_a_constant_for_the_gradient(backend):
-    """The library's own gradient is the returned one, and that of what a loss learns takes the balance as it is.
+    """The autodiff gradient equals the returned one; the gradient of learned parameters includes the balance.
 
-    Evaluated without gradients, nothing is balanced.
+    Evaluation without gradients applies no balance.
     """
     x, labels = backend.array(turned(0.3) + 0.1), backend.array(np.asarray([0, 0, 1, 1]))
     state = xbm.advance(xbm.enqueue(fresh(backend, 12), backend.array(turned(0.0)), labels))
@@ -306,9 +306,12 @@ def test_the_balance_is_a_constant_for_the_gradient(backend):
 
 
 def test_an_infinite_memory_term_reaches_no_warmup(backend):
-    """Whatever the term is multiplied by, it is selected away first."""
+    """A non-finite memory loss is masked before it is multiplied by any weight."""
     options = {"loss": xbm.Contrastive(pos_margin=1e308), "half_life": 2.0}
-    labels, x = backend.array(np.arange(4)), backend.array(turned(0.0))  # a class each: no positives in the batch
+    labels, x = (
+        backend.array(np.arange(4)),
+        backend.array(turned(0.0)),
+    )  # one class per sample: no positives in the batch
     state = fresh(backend, 12)
     for _ in range(2):
         state = xbm.enqueue(state, x, labels * 0)
@@ -323,7 +326,7 @@ def test_an_infinite_memory_term_reaches_no_warmup(backend):
         assert float(xbm.Objective(**options, warmup=2, ramp=2, balance=1.0).step(state, x, labels).loss) == np.inf
 
 
-# All of it: compiled, and over ranks.
+# Everything compiled, and over ranks.
 
 EVERYTHING = {"max_age": 2, "half_life": 1.5, "ramp": 2, "balance": 0.7, "settle": 3.0}
 
@@ -381,7 +384,7 @@ def test_ranks_are_one_process(backend, sharded, seed):
     assert int(motions[0].settled) > 0
 
 
-# Refusals.
+# Errors.
 
 
 @pytest.mark.parametrize(

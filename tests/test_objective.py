@@ -1,4 +1,4 @@
-"""The step: against a deque and double loops, over drawn histories."""
+"""The step, compared with a deque and double loops over drawn histories."""
 
 from dataclasses import replace
 
@@ -18,12 +18,12 @@ from xbm.pairs import batch_pairs
 
 
 def keywords(backend, **given_ones):
-    """Return the arrays that were given, in a library."""
+    """Return the given arrays, converted to a library."""
     return {name: backend.array(value) for name, value in given_ones.items() if value is not None}
 
 
 def away_from_thresholds(z, keys, thresholds=(0.5, 1.0)):
-    """Tell whether no similarity is within 1e-3 of a margin, where the loss has a kink (a row with itself aside)."""
+    """Return whether all similarities, except of a row with itself, are more than 1e-3 from the loss's kinks."""
     S = z @ keys.T
     return all(np.all((np.abs(S - threshold) > 1e-3) | (S > 1 - 1e-9)) for threshold in thresholds)
 
@@ -136,7 +136,7 @@ def test_evaluation_leaves_the_memory_alone(backend, history, capacity):
         expected = oracle.batch_term(z, batch.labels)
         if model.step >= 1:
             expected += oracle.memory_term(model, z, batch.labels, batch.ids)
-        # Float32 rounds similarities on the margin of 0.5 to either side, where the count of active negatives jumps.
+        # In float32, similarities at the margin of 0.5 round to either side, and the count of active negatives jumps.
         stored = np.asarray([row.z for row in model.rows]).reshape(-1, x.shape[1])
         if away_from_thresholds(z, np.vstack([z, stored]), thresholds=(0.5,)):
             assert float(result.loss) == pytest.approx(expected, rel=1e-4, abs=1e-5)
@@ -203,7 +203,7 @@ def test_memory_that_holds_the_batch_has_its_value_and_the_anchors_gradient(back
 
 @given(history=histories(with_ids=True), capacity=capacities)
 def test_copies_are_no_pairs(backend, history, capacity):
-    """A memory full of the anchors' own older rows says nothing; kept ones do."""
+    """A memory with only older copies of the anchors has no pairs; with copies kept, it has."""
     batch = history[0]
     assume(len(batch.x))
     size = len(batch.x)
@@ -226,7 +226,7 @@ def test_two_views_in_one_call_stay_positives(backend):
     same = backend.array(np.asarray([3, 3]))
     objective = xbm.Objective(warmup=0)
     result = objective.step(xbm.init(capacity=8, dim=2, dtype=backend.xp.float64, xp=backend.xp), x, same, ids=same)
-    assert float(result.loss) == pytest.approx(2 * 0.4)  # 1 - 0.6 in the batch, and the same in the memory
+    assert float(result.loss) == pytest.approx(2 * 0.4)  # 1 - 0.6, once in the batch and once in the memory
 
 
 def test_samples_without_an_id_are_no_copies_of_each_other(backend):
@@ -251,7 +251,7 @@ def test_filled_rows_are_older_than_the_call_to_come(backend):
 
 @given(seed=st.integers(0, 2**32 - 1), size=lengths(1, 5, [1, 4]), more=lengths(0, 3, [0, 2]), capacity=capacities)
 def test_queries_against_keys(backend, seed, size, more, capacity):
-    """Keys are stored and compared; no query is, and nothing is excluded."""
+    """Keys are stored and compared, queries are not, and no pair is excluded."""
     rng = np.random.default_rng(seed)
     objective = xbm.Objective(warmup=0)
     state, model = xbm.init(capacity=capacity, dim=3, dtype=backend.xp.float64, xp=backend.xp), oracle.Memory(capacity)
@@ -309,7 +309,7 @@ def test_nonfinite_rows_are_skipped_and_counted_while_the_loss_shows_them(backen
     x = np.asarray([[1.0, 0.0], [value, 1.0]])
     labels = backend.array(np.asarray([0, 0]))
     state = xbm.init(capacity=4, dim=2, xp=backend.xp)
-    with np.errstate(invalid="ignore"):  # NumPy's own word about inf / inf
+    with np.errstate(invalid="ignore"):  # NumPy warns about inf / inf
         result = xbm.Objective(warmup=0).step(state, backend.array(x), labels)
     assert np.isnan(float(result.loss))
     assert int(result.state.count) == 1
@@ -323,7 +323,7 @@ def test_nonfinite_rows_are_skipped_and_counted_while_the_loss_shows_them(backen
 
 
 def test_an_infinite_memory_term_does_not_reach_the_warmup(backend):
-    """The term is selected away, never multiplied by 0."""
+    """A disabled memory loss is masked, not multiplied by 0."""
     objective = xbm.Objective(loss=xbm.Contrastive(pos_margin=1e308), warmup=2, normalize=False, in_batch=False)
     state = xbm.init(capacity=4, dim=1, dtype=backend.xp.float64, xp=backend.xp)
     x = np.asarray([[1e150], [-1e160]])
@@ -333,7 +333,7 @@ def test_an_infinite_memory_term_does_not_reach_the_warmup(backend):
 
 
 def test_dtypes(backend):
-    """S in float32, or float64 if an input is; the gradient in the input's."""
+    """S is float32, or float64 if an input is; the gradient has the input's dtype."""
     xp = backend.xp
     labels = backend.array(np.asarray([0, 0]))
     for rows in backend.storable:
@@ -367,7 +367,7 @@ def test_report(backend):
     assert report["batch_loss"] == 0
     assert report["memory_loss"] == pytest.approx(
         0.5 * 0.1
-    )  # its copy is left out, the other row is 0.6 - 0.5 too near
+    )  # the copy is excluded; the other row is a negative above the margin by 0.6 - 0.5
     assert report["fill"] == 0.75
     assert report["pairs"] == 1
     assert report["drift"] == pytest.approx(0.2**2 + 0.6**2)
@@ -456,7 +456,7 @@ def test_drift_is_the_mean_over_returning_samples(backend, history, capacity, st
     for batch in history:
         x = batch.x.astype(np.float64)
         found = xbm.drift.returning(state, backend.array(x), backend.array(batch.ids))
-        # Each old row meets the first of the batch's rows with its id; at most B old rows are read, the newest.
+        # Each old row is paired with the first batch row of its id; only the newest B old rows are read.
         first = {sample: i for i, sample in reversed(list(enumerate(batch.ids.tolist()))) if sample >= 0}
         pairs = [(x[first[row.id]] - row.z, model.step - row.stored_at) for row in model.rows if row.id in first]
         pairs = pairs[::-1][: len(x)]

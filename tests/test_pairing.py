@@ -1,4 +1,4 @@
-"""Which pairs there are and what they weigh: relations of labels, no labels, two towers; against double loops."""
+"""Pairs and their weights: label relations, no labels, two towers; compared with double loops."""
 
 from itertools import count
 from math import exp, log
@@ -20,7 +20,7 @@ from xbm.objective import REPORT
 TEMPERATURE = 0.5
 
 
-# The definitions once more: losses over lists of similarities and weights, pairs by double loops.
+# Reference definitions: losses over lists of similarities and weights, pairs from double loops.
 
 
 def contrastive(similarities, P, N):
@@ -72,7 +72,7 @@ WEIGHTS = {
 
 
 class Pairing(NamedTuple):
-    """What a run is made with, and its definition."""
+    """The options of a run, and its reference definition."""
 
     loss: object
     match: object
@@ -80,7 +80,7 @@ class Pairing(NamedTuple):
     ignored: int | None
 
     def row(self, anchor, similarities, labels):
-        """Return L_i of one anchor of a class, against rows of classes."""
+        """Return L_i of one anchor with a class, against rows with classes."""
         P, N = [], []
         for label in labels:
             positive = self.match(anchor, label) and self.ignored not in (anchor, label)
@@ -99,7 +99,7 @@ class Pairing(NamedTuple):
         return total / len(z)
 
     def memory_term(self, memory, z, labels, ids, *, own):
-        """`own`: whether an anchor's own row is a candidate."""
+        """Reference loss; `own` says whether an anchor's own row is a candidate."""
         total = 0.0
         for i in range(len(z)):
             rows = [row for row in memory.rows if own or row.anchor != i]
@@ -150,7 +150,7 @@ def agrees(backend, result, call, expected):
 
 
 def run(backend, pairing, objective, history, capacity, *, labelled):
-    """Assert that a history of steps, and an evaluation after each, are what the loops say."""
+    """Assert that a history of steps, with an evaluation after each, agrees with the loops."""
     state, model, numbers = fresh(backend, capacity), oracle.Memory(capacity), count(1000)
     for call in history:
         labels, key_labels = call.labels, call.key_labels
@@ -162,7 +162,7 @@ def run(backend, pairing, objective, history, capacity, *, labelled):
         def expected(x, keys, *, own=call.keys is not None, call=call, labels=labels, key_labels=key_labels):
             z, k = oracle.normalize(x), None if keys is None else oracle.normalize(keys)
             in_batch = pairing.batch_term(z, labels, k, key_labels)
-            # Rows are constants, however x is moved.
+            # Stored rows are constants in the finite differences.
             return in_batch + pairing.memory_term(model, z, labels, call.ids, own=own)
 
         rows = np.asarray([row.z for row in model.rows]).reshape(-1, 3)
@@ -239,7 +239,7 @@ def test_without_labels_each_sample_is_a_class(backend, seed, calls, size, capac
     )
 
 
-# What must change nothing.
+# Options that must not change results.
 
 
 def figures(backend, objectives, histories, *, labelled=True, capacity=16):
@@ -294,7 +294,7 @@ def test_order_and_names_of_samples_change_nothing(backend, seed, keys, labelled
     assert_alike(same, of_renamed)
 
 
-# By meaning.
+# Semantics.
 
 
 def unit(*angles):
@@ -302,13 +302,13 @@ def unit(*angles):
 
 
 def test_a_query_finds_its_key_and_nobody_else_does(backend):
-    """MoCo: in the memory by where the key was written, however alike others are."""
+    """MoCo: in the memory, the positive is the slot of the key, regardless of similar keys."""
     objective = xbm.Objective(loss=xbm.SupCon(TEMPERATURE), warmup=0, in_batch=False)
     state, same = fresh(backend, 6), unit(0.0, 0.0)
-    for _ in range(5):  # wraps
+    for _ in range(5):  # wraps around
         result = objective.step(state, backend.array(same), keys=backend.array(same))
         state = result.state
-        assert float(result.loss) == pytest.approx(log(int(state.count)))  # one positive among equals
+        assert float(result.loss) == pytest.approx(log(int(state.count)))  # one positive among equal rows
         assert len(set(backend.numpy(xbm.rows(state).labels).tolist())) == int(state.count)
 
 
@@ -330,12 +330,12 @@ def test_rows_without_labels_stay_apart_when_the_capacity_changes(backend, befor
 
 
 def test_two_views_and_a_memory_without_labels(backend):
-    """SimCLR: the other view is positive, in the batch and in the memory; older rows of the sample are left out."""
+    """SimCLR: the other view is positive, in the batch and in the memory; older rows of the sample are excluded."""
     ids = np.asarray([5, 6, 5, 6])
     x = unit(0.0, 1.0, 0.1, 1.2)
     objective = xbm.Objective(loss=xbm.Contrastive(neg_margin=2.0), warmup=0)  # positives only
     state = fresh(backend, 16)
-    expected = 2 * ((1 - np.cos(0.1)) + (1 - np.cos(0.2))) / 2  # each of two views, batch and memory
+    expected = 2 * ((1 - np.cos(0.1)) + (1 - np.cos(0.2))) / 2  # two views, in batch and memory
     for _ in range(3):
         result = objective.step(state, backend.array(x), ids=backend.array(ids))
         state = result.state
@@ -351,7 +351,7 @@ def test_accidental_hits_are_removed_by_id(backend):
     first = objective.step(state, q, ids=item, keys=k)
     assert float(first.loss) == pytest.approx(log(2))
     again = objective.step(first.state, q, ids=item, keys=k)
-    assert float(again.loss) == pytest.approx(log(2))  # its own new key and the other item's
+    assert float(again.loss) == pytest.approx(log(2))  # its own new key and that of the other item
 
 
 def test_an_ignored_class_is_negative_to_all_and_to_itself(backend):
@@ -360,15 +360,15 @@ def test_an_ignored_class_is_negative_to_all_and_to_itself(backend):
     objective = xbm.Objective(loss=xbm.Contrastive(reduction="sum"), ignore_label=other, warmup=0)
     result = objective.step(fresh(backend, 8), backend.array(x), backend.array(labels))
     push = 2 * sum(np.cos(a) - 0.5 for a in (0.1, 0.2, 0.1)) / 3
-    assert float(result.loss) == pytest.approx(2 * push)  # in the batch, and once more in the memory
+    assert float(result.loss) == pytest.approx(2 * push)  # once in the batch and once in the memory
     result = objective.evaluate(result.state, backend.array(x), backend.array(labels))
-    themselves = 2 * 0.5 / 3  # the ignored rows' own; the third's is its positive
+    themselves = 2 * 0.5 / 3  # from the ignored rows themselves; the third row's self-pair is its positive
     assert float(result.loss) == pytest.approx(2 * push + themselves)
 
 
 @pytest.mark.parametrize("in_memory", [False, True], ids=["batch", "memory"])
 def test_log_q_is_sampled_softmaxs_correction(backend, in_memory):
-    """The gradient is that of a softmax over s / t - log q, and the value that without the positive's log q."""
+    """The gradient equals that of a softmax over s / t - log q; the value omits the positive's log q."""
     rng = np.random.default_rng(5)
     items, log_q = np.asarray([4, 0, 2, 1]), np.log(np.asarray([0.5, 0.2, 0.15, 0.1, 0.05]))
     q, k = rng.normal(size=(4, 3)), rng.normal(size=(4, 3))
@@ -406,7 +406,7 @@ def test_a_popular_items_negative_weighs_less(backend):
 
 
 def test_what_is_no_pair_stays_none_whatever_it_weighs(backend):
-    """Empty slots have label 0, and an anchor's own slot a label of its own: infinite weights there do no harm."""
+    """Infinite weights for empty slots, whose label is 0, and for an anchor's own slot have no effect."""
     infinite = backend.array(np.asarray([np.inf, np.e]))
 
     def weigh(labels, row_labels):
@@ -419,7 +419,7 @@ def test_what_is_no_pair_stays_none_whatever_it_weighs(backend):
 
 
 def test_recipes_for_several_labels(backend):
-    """Bit masks, and a table of what each sample has, say the same."""
+    """Bit masks and a table of each sample's labels give the same pairs."""
     xp = backend.xp
     table = np.asarray([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]], np.float64)
     masks = (table @ [1, 2, 4]).astype(np.int64)
@@ -489,7 +489,7 @@ def test_compiled_is_eager(backend, how):
             np.testing.assert_allclose(backend.numpy(one), backend.numpy(other), rtol=1e-12)
 
 
-# Refusals.
+# Errors.
 
 
 @pytest.mark.parametrize(
@@ -543,7 +543,7 @@ def test_log_q_refuses_what_is_no_array():
 )
 @pytest.mark.parametrize("usual", [{}, {"in_batch": False, "warmup": 9}], ids=["in batch", "in a memory that warms up"])
 def test_what_functions_of_labels_return_is_checked(backend, options, error, sentence, usual):
-    """At the first call, before anything is stored, whatever is compared in it."""
+    """The error is raised at the first call, before anything is stored."""
     state = fresh(backend, 4)
     before = snapshot(backend, state)
     x, labels = backend.array(np.ones((2, 3))), backend.array(np.asarray([0, 1]))

@@ -1,4 +1,4 @@
-"""The same histories through every library: labels, ids, steps and counters exactly, the rest within rounding."""
+"""The same histories on every library: labels, ids, steps and counters agree exactly, the rest up to rounding."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -31,7 +31,7 @@ LOSSES = [
 )
 @settings(max_examples=settings.default.max_examples // 2)
 def test_a_history_is_numpys(backend, options, sizes, capacity, dim, seed, dtype, unit, with_ids, with_mask):
-    """In general position: no ties and no similarity on a threshold, where rounding decides."""
+    """No ties and no similarities at a threshold, where rounding would decide."""
     rng = np.random.default_rng(seed)
     objective = xbm.Objective(warmup=1, block_rows=3, normalize=not unit, **options)
     state = xbm.init(capacity=capacity, dim=dim, dtype=getattr(backend.xp, dtype), xp=backend.xp)
@@ -51,14 +51,14 @@ def test_a_history_is_numpys(backend, options, sizes, capacity, dim, seed, dtype
         state, plain = result.state, expected.state
 
         for name, one, other in zip(MemoryState._fields, state, plain, strict=True):
-            same = unit or name != "embeddings"  # what is handed in normalised is stored to the last bit
+            same = unit or name != "embeddings"  # embeddings that are normalised already are stored bit-exactly
             tolerance = {"rtol": 0} if same else TOLERANCE[dtype]
             np.testing.assert_allclose(backend.numpy(one), other, **tolerance, err_msg=name)
         for name in ("loss", "gradient"):
             found, wanted = backend.numpy(getattr(result, name)), getattr(expected, name)
             assert found.dtype == wanted.dtype
             np.testing.assert_allclose(found, wanted, **TOLERANCE[dtype], err_msg=name)
-        # Weights that are all but 0 count as pairs or not, as the library rounds them.
+        # Weights close to 0 may count as a pair or not, depending on the library's rounding.
         counted = [name != "pairs" or isinstance(options["loss"], xbm.Contrastive) for name in REPORT]
         found, wanted = backend.numpy(result.report)[counted], expected.report[counted]
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5, err_msg=str(REPORT))

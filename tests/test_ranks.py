@@ -1,4 +1,4 @@
-"""Several ranks are one process with the concatenated batch, whether each holds the memory or a shard of it."""
+"""Several ranks give the results of one process with the concatenated batch, with replicated and sharded memories."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def parts(rng, ranks, *, labels=True, ids=True, keys=False):
 
 
 def concatenated(calls):
-    """Return the input of one process."""
+    """Return the input of a single process."""
     return {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
 
 
@@ -69,7 +69,7 @@ def states(backend, capacity, ranks, *, sharded):
 
 
 def whole(backend, found, *, sharded):
-    """Return the memory that ranks hold, as NumPy arrays, after comparing what all of them must hold alike."""
+    """Return the ranks' memory as NumPy arrays, after checking that the replicated parts are equal."""
     every = [MemoryState(*map(backend.numpy, state)) for state in found]
     alike = MemoryState._fields[4:] if sharded else MemoryState._fields
     for name in alike:
@@ -112,7 +112,7 @@ def test_ranks_are_one_process(backend, sharded, options, given_ones, seed):
             np.testing.assert_allclose(backend.numpy(result.loss), backend.numpy(expected.loss), rtol=1e-9)
             report, plain = (dict(zip(REPORT, backend.numpy(one.report), strict=True)) for one in (result, expected))
             for name, figure in plain.items():
-                # Of each shard as many old rows are read as of a whole memory: more, unless each sample has only one.
+                # Each shard reads as many old rows as a whole memory: more in total, unless a sample has one row only.
                 if not (sharded and name.startswith("drift") and objective.copies != "replace"):
                     np.testing.assert_allclose(report[name], figure, rtol=1e-5, err_msg=name)
         for name in ("gradient", "key_gradient"):
@@ -123,7 +123,7 @@ def test_ranks_are_one_process(backend, sharded, options, given_ones, seed):
 
 @pytest.mark.parametrize("sharded", [False, True], ids=named_case)
 def test_ranks_move_their_memory_as_one_process_does(backend, sharded):
-    """Of ids that are in it once, so that shards find the same old rows."""
+    """Each id is stored once, so that shards find the same old rows."""
     rng, ranks, capacity = np.random.default_rng(0), 2, 48
     compensate = xbm.Compensation(returning=True, probes=32, every=2, ridge=1.0)
     objective = xbm.Objective(weight=0.0, in_batch=False, copies="replace", compensate=compensate)
@@ -175,7 +175,7 @@ def test_ranks_move_their_memory_as_one_process_does(backend, sharded):
 
 @given(stored=st.integers(0, 20))
 def test_the_rows_of_shards_are_in_the_memorys_order(backend, stored):
-    labels = 1 + np.arange(stored)  # 0 stands in empty slots
+    labels = 1 + np.arange(stored)  # 0 is the label of empty slots
     state = xbm.init(capacity=6, dim=1, xp=backend.xp)
     for label in labels:
         row = backend.array(np.ones((1, 1), np.float32)), backend.array(np.asarray([label]))
@@ -189,7 +189,7 @@ def test_the_rows_of_shards_are_in_the_memorys_order(backend, stored):
 
 
 def test_a_shard_reads_its_newest_rows_for_the_drift(backend):
-    """Of rows of one sample in slots 0 to 3 of 8, the next to be written is 6: the newest is in slot 3."""
+    """With rows of one sample in slots 0 to 3 of 8 and cursor 6, the newest row is in slot 3."""
     state = xbm.init(capacity=4, dim=1, dtype=backend.xp.float64, xp=backend.xp)
     for value in range(4):
         row = backend.array(np.asarray([[value]], np.float64)), backend.array(np.asarray([0]))

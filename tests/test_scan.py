@@ -52,7 +52,7 @@ def test_any_block_size_is_one_block(backend, loss, drawn, block_rows, seed):
     np.testing.assert_allclose(backend.numpy(found.value), backend.numpy(value), rtol=1e-12, atol=1e-14)
     expected = backend.numpy(W)
     np.testing.assert_allclose(backend.numpy(found.gradient), expected @ V, rtol=1e-9, atol=1e-12)
-    # A smooth weight may be rounded to 0 or not; a hinge's is 0 or far from it.
+    # A smooth weight may round to 0 or not; a hinge's weight is exactly 0 or far from 0.
     most = expected if isinstance(loss, HingeLoss) else P + N
     assert np.count_nonzero(np.abs(expected) > 1e-9) <= int(found.pairs) <= np.count_nonzero(most)
     plain = scan(loss, backend.array(z), backend.array(V), (all_pairs,), Drawn(), block_rows=block_rows, gradient=False)

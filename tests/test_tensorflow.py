@@ -1,4 +1,4 @@
-"""TensorFlow: in graphs that take batches of any size, under XLA, and with the memory in variables."""
+"""TensorFlow: graphs for any batch size, XLA, and the memory in variables."""
 
 import re
 
@@ -13,7 +13,7 @@ from xbm import backends, compensation
 from xbm.backends.namespaces import tensorflow as xp
 from xbm.memory import MemoryState
 
-SIZES = [8, 3, 8, 1, 20, 3, 8]  # of batches, into 12 slots
+SIZES = [8, 3, 8, 1, 20, 3, 8]  # batch sizes, for a memory of 12 slots
 LOSSES = [
     {},
     {"loss": xbm.Contrastive(reduction="sum"), "copies": "keep"},
@@ -25,7 +25,7 @@ LOSSES = [
 
 
 def batches(sizes=SIZES, dim=4, seed=0):
-    """Yield `(x, labels, ids)` of NumPy, returning samples among them."""
+    """Yield `(x, labels, ids)` as NumPy arrays, with repeated samples."""
     rng = np.random.default_rng(seed)
     for size in sizes:
         ids = rng.integers(30, size=size)
@@ -33,19 +33,19 @@ def batches(sizes=SIZES, dim=4, seed=0):
 
 
 def variables(capacity, dim):
-    """Return an empty memory that is written in place."""
+    """Return an empty memory in variables, which are written in place."""
     return MemoryState(*(tf.Variable(one, trainable=False) for one in xbm.init(capacity=capacity, dim=dim, xp=xp)))
 
 
 def keep(memory, state):
-    """Assign what was not written in place."""
+    """Assign the arrays that were not written in place."""
     for variable, new in zip(memory, state, strict=True):
         if new is not variable:
             variable.assign(new)
 
 
 def train_step(objective, memory):
-    """Return a step over a memory in variables, whose gradient is TensorFlow's own."""
+    """Return a step over a memory in variables, differentiated by TensorFlow."""
 
     def step(x, labels, ids):
         with tf.GradientTape() as tape:
@@ -58,14 +58,14 @@ def train_step(objective, memory):
 
 
 def signature(dim=4):
-    """Return the arguments of a step for batches of any size."""
+    """Return the signature of a step for any batch size."""
     return [tf.TensorSpec([None, dim], tf.float32), *[tf.TensorSpec([None], tf.int64)] * 2]
 
 
 @pytest.mark.parametrize("how", ["eager", "graph", "xla"])
 @pytest.mark.parametrize("options", LOSSES, ids=str)
 def test_it_is_numpys_step_and_traced_once(options, how):
-    objective = xbm.Objective(warmup=1, block_rows=2, **options)  # 12 rows: six blocks, a loop
+    objective = xbm.Objective(warmup=1, block_rows=2, **options)  # 12 rows in six blocks, which run in a loop
     memory, plain = variables(12, 4), xbm.init(capacity=12, dim=4)
     step, sizes = train_step(objective, memory), SIZES
     if how != "eager":
@@ -89,9 +89,9 @@ def test_it_is_numpys_step_and_traced_once(options, how):
 @pytest.mark.parametrize("how", ["graph", "xla"])
 @pytest.mark.parametrize("options", BY_NAME, ids=str)
 def test_every_loss_and_miner_in_a_graph(options, how):
-    """In float64, where rounding turns no choice of a pair."""
+    """In float64, so that rounding does not change the choice of pairs."""
     graph = how == "graph"
-    objective = xbm.Objective(warmup=0, block_rows=5 if graph else 12, **options)  # XLA takes seconds for each block
+    objective = xbm.Objective(warmup=0, block_rows=5 if graph else 12, **options)  # XLA compiles each block for seconds
     dtype = {"dtype": tf.float64, "xp": xp}
     memory = MemoryState(*(tf.Variable(one, trainable=False) for one in xbm.init(capacity=12, dim=4, **dtype)))
     plain = xbm.init(capacity=12, dim=4, dtype=np.dtype("float64"))
@@ -110,7 +110,7 @@ def test_every_loss_and_miner_in_a_graph(options, how):
 
 @pytest.mark.parametrize("how", ["eager", "graph"])
 def test_states_may_be_tensors(how):
-    """Then every write is a copy, and nothing but the returned state changes."""
+    """With tensors, every write is a copy, and only the returned state changes."""
     objective, state, plain = xbm.Objective(warmup=0), xbm.init(capacity=12, dim=4, xp=xp), xbm.init(capacity=12, dim=4)
     step = tf.function(objective.step) if how == "graph" else objective.step
     for batch in batches([8, 8]):
@@ -171,7 +171,7 @@ def still(memory):
 
 @pytest.mark.parametrize("how", ["eager", "graph", "xla"])
 def test_a_memory_that_moves_is_numpys(how, monkeypatch):
-    monkeypatch.setattr(compensation, "CACHE", 5 * 4)  # of 32 rows, so a loop and a shorter last block
+    monkeypatch.setattr(compensation, "CACHE", 5 * 4)  # 32 rows: a loop and a shorter last block
     compensate = xbm.Compensation(returning=True, probes=16, every=2, ridge=0.1)
     objective = xbm.Objective(warmup=1, compensate=compensate)
     memory, plain = variables(32, 4), xbm.init(capacity=32, dim=4)
@@ -204,7 +204,7 @@ def test_a_memory_that_moves_is_numpys(how, monkeypatch):
 
 
 def test_under_xla_a_memory_is_moved_in_place(monkeypatch):
-    monkeypatch.setattr(compensation, "CACHE", 600 * 16)  # of 2048 rows, so a loop and a shorter last block
+    monkeypatch.setattr(compensation, "CACHE", 600 * 16)  # 2048 rows: a loop and a shorter last block
     compensate, memory = xbm.Compensation(probes=16, ridge=0.1), variables(2048, 16)
     step, move = rounds(compensate, xbm.Objective(warmup=0, compensate=compensate), memory, still(memory))
     x, labels, ids = (tf.constant(one) for one in next(batches([16], dim=16)))

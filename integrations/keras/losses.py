@@ -1,4 +1,4 @@
-"""Pair losses for `compile`: the core's formulas within the batch, without state."""
+"""Stateless in-batch pair losses for `compile`, with the core's formulas."""
 
 import dataclasses
 from typing import Any
@@ -14,30 +14,31 @@ from xbm.objective import Objective
 
 @keras.saving.register_keras_serializable(package="xbm")
 class InBatchLoss(keras.losses.Loss):
-    """A pair loss over the pairs of the batch, for `compile(loss=InBatchLoss())`: classes y_true, embeddings y_pred.
+    """A pair loss over the pairs of the batch, for `compile(loss=InBatchLoss())`.
 
-    (1/B) sum_i L_i. With an `XBMCallback(in_batch=False)` beside it, the memory's loss is added. Labels stay the
-    integers they are; a loss of Keras' own would make floats of them, and one class of 2^24 and 2^24 + 1.
+    y_true are classes (B,) and y_pred embeddings (B, D). The loss is (1/B) sum_i L_i. An `XBMCallback(in_batch=False)`
+    adds the memory loss to it. Labels remain integers; Keras' own losses convert them to float32, which cannot
+    distinguish 2^24 and 2^24 + 1.
 
     Parameters
     ----------
     loss : str, PairLoss or callable
-        The pair loss: a name among `xbm.losses.LOSSES` ("contrastive", "triplet", "nt-xent", ...), an object, or
+        The pair loss: a name in `xbm.losses.LOSSES` ("contrastive", "triplet", "nt-xent", ...), an object, or
         a function `(S, positive, negative) -> (B,)`.
     miner : str, Miner or list of them, optional
-        Choice of the pairs that count: a name among `xbm.mining.MINERS` ("hard-negatives", ...), an object, or a list
-        of them, each choosing among the pairs that the one before left.
+        Selects the pairs to use: a name in `xbm.mining.MINERS` ("hard-negatives", ...), an object, or a list of them.
+        Each miner of a list selects from the pairs left by the previous one.
     reduction : {"mean", "mean-nonzero", "sum"}, optional
-        Of a loss by name that has a choice, see `xbm.losses.get`. Anchors are always averaged.
+        Reduction of a loss given by name, see `xbm.losses.get`. The loss is always averaged over anchors.
     normalize : bool
-        Compare x / max(|x|, 1e-6), so similarities are cosines in [-1, 1]; else x itself.
+        Whether to compare x / max(|x|, 1e-6), so that similarities are cosines in [-1, 1]; else x itself is compared.
     name : str, optional
-        Of the loss.
+        Name of the loss.
 
     Raises
     ------
     TypeError, ValueError
-        If an option is out of range, saying what is accepted.
+        If an option is invalid; the message states the accepted values.
 
     Examples
     --------
@@ -62,11 +63,11 @@ class InBatchLoss(keras.losses.Loss):
         self.objective = Objective(loss=loss, reduction=reduction, miner=miner, weight=0, normalize=normalize)
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """Return the loss, a scalar, of labels (B,) and embeddings (B, D)."""
+        """Return the scalar loss for labels (B,) and embeddings (B, D)."""
         if sample_weight is not None:
             raise ValueError(
-                f"{type(self).__name__} compares pairs and takes no sample_weight or class_weight: leave it out, or "
-                f"give it to the other outputs alone"
+                f"{type(self).__name__} compares pairs and takes no sample_weight or class_weight: omit it, or pass it "
+                f"for the other outputs only"
             )
         embeddings, labels = keras.ops.convert_to_tensor(y_pred), keras.ops.convert_to_tensor(y_true)
         if len(labels.shape) == 2 and labels.shape[1] == 1:
@@ -85,7 +86,7 @@ class InBatchLoss(keras.losses.Loss):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "InBatchLoss":
-        """Return a loss from what `get_config` gave."""
+        """Create a loss from the result of `get_config`."""
         made = {name: deserialized(config[name]) for name in ("loss", "miner")}
         return cls(**(config | made))
 

@@ -1,4 +1,4 @@
-"""How much the memory counts, under PyTorch: the core's options, which resume with the module."""
+"""The weight of the memory in PyTorch: the core's options, and their state in checkpoints."""
 
 import copy
 
@@ -18,7 +18,7 @@ def call(module, step):
 
 
 def test_the_module_is_the_core_and_resumes():
-    """Also where it is evaluated; `clear` leaves a memory that has settled settled."""
+    """Also in evaluation; `clear` keeps the settled state."""
     module = XBM(3, 32, **OPTIONS)
     state, motion = module._state(), compensation.init(module._state())
     state = state._replace(**{name: one.clone() for name, one in state._asdict().items()})

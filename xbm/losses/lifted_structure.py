@@ -13,24 +13,24 @@ from xbm.reductions import LogSumExp, Results, Summaries
 @LOSSES.register("lifted-structure")
 @dataclass(frozen=True)
 class LiftedStructure(PairLoss):
-    r"""Lifted structure loss, generalised to all positives: a soft batch-hard triplet.
+    r"""Lifted structure loss, generalised to all positives: a soft version of the batch-hard triplet loss.
 
-    L_i = (1/g) [log sum_P exp(g (m_P - S)) + log sum_N exp(g (S - m_N))]+; 0 without both sides. It grows with the
-    logarithm of the number of pairs. Only m_P - m_N, the margin, matters.
+    L_i = (1/g) [log sum_P exp(g (m_P - S)) + log sum_N exp(g (S - m_N))]+; 0 without a positive or a negative. It grows
+    with the logarithm of the number of pairs. It depends on the margins only through m_P - m_N.
 
     Parameters
     ----------
     pos_margin : float
-        m_P, similarity that positives are pulled up to (cosine, in [-1, 1]).
+        m_P, target similarity of positives (cosine, in [-1, 1]).
     neg_margin : float
-        m_N, similarity that negatives are pushed down to (cosine, in [-1, 1]).
+        m_N, target similarity of negatives (cosine, in [-1, 1]).
     gamma : float
-        g, above 0: the higher, the more the hardest pairs weigh; the papers have 1.
+        g, above 0. A larger value gives more weight to the hardest pairs; the papers use 1.
 
     Raises
     ------
     TypeError, ValueError
-        If one is no finite number, or gamma not above 0.
+        If a parameter is not a finite number, or gamma is not above 0.
 
     Examples
     --------
@@ -44,7 +44,7 @@ class LiftedStructure(PairLoss):
     References
     ----------
     Song, Xiang, Jegelka, Savarese, "Deep Metric Learning via Lifted Structured Feature Embedding", CVPR 2016, arXiv
-    1511.06452 (margin 1); for all positives of an anchor as in Hermans, Beyer, Leibe, arXiv 1703.07737;
+    1511.06452 (margin 1); with all positives of an anchor as in Hermans, Beyer, Leibe, arXiv 1703.07737;
     on similarities instead of distances.
     """
 
@@ -62,7 +62,7 @@ class LiftedStructure(PairLoss):
         return hinge(r["positive"] + r["negative"]) / self.gamma
 
     def weights(self, block: Block, r: Results) -> Array:
-        """Return the softmax over negatives minus that over positives, where L_i > 0."""
+        """Return the softmax over negatives minus the softmax over positives where L_i > 0, else 0."""
         xp = array_namespace(block.S)
         pull, push = self._exponents(block.S)
         W = share(push, block.N, r["negative"]) - share(pull, block.P, r["positive"])

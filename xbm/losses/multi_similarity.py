@@ -15,7 +15,7 @@ from xbm.reductions import LogSumExp, Results, Summaries
 @LOSSES.register("multi-similarity")
 @dataclass(frozen=True)
 class MultiSimilarity(PairLoss):
-    r"""Multi-similarity loss: the harder a pair, the more it weighs beside the others of its row.
+    r"""Multi-similarity loss: pairs are weighted by their hardness relative to the other pairs of the anchor.
 
     L_i = (1/a) log(1 + sum_P exp(-a (S - l))) + (1/b) log(1 + sum_N exp(b (S - l))). It grows with the logarithm of
     the number of pairs. The paper mines the pairs first, with `MultiSimilarityMiner`.
@@ -23,16 +23,16 @@ class MultiSimilarity(PairLoss):
     Parameters
     ----------
     alpha : float
-        a, how sharply the least similar positives stand out, above 0.
+        a, scale for positives, above 0. A larger scale gives more weight to the least similar positives.
     beta : float
-        b, how sharply the most similar negatives stand out, above 0.
+        b, scale for negatives, above 0. A larger scale gives more weight to the most similar negatives.
     base : float
-        l, similarity that either side is measured from (cosine, in [-1, 1]; the paper has 1).
+        l, similarity threshold between positives and negatives (cosine, in [-1, 1]; the paper uses 1).
 
     Raises
     ------
     TypeError, ValueError
-        If one is no finite number, or alpha or beta not above 0.
+        If a parameter is not a finite number, or alpha or beta is not above 0.
 
     Examples
     --------
@@ -66,7 +66,7 @@ class MultiSimilarity(PairLoss):
         return softplus(r["positive"]) / self.alpha + softplus(r["negative"]) / self.beta
 
     def weights(self, block: Block, r: Results) -> Array:
-        """Return each pair's share of its side's 1 + sum, negative for positives."""
+        """Return each pair's share of 1 + the sum over its side, negated for positives."""
         above = block.S - self.base
         push = share(self.beta * above, block.N, softplus(r["negative"]))
         return push - share(-self.alpha * above, block.P, softplus(r["positive"]))

@@ -1,4 +1,4 @@
-"""Training a linear model in NumPy with the core, as `fit` should; and the same model in Keras, in every form."""
+"""Reference for `fit`: training a linear model in NumPy with the core; and the same model in Keras, in every form."""
 
 import keras
 import numpy as np
@@ -70,7 +70,7 @@ class Simulation:
         """Assert that a fit by Keras equals this one."""
         assert set(history.history) == set(self.history)
         for name, values in self.history.items():
-            # A pair's weight may underflow on one library and not on another.
+            # A pair's weight may underflow on one library only.
             known = 5e-3 if name.endswith("pairs") else rtol
             np.testing.assert_allclose(history.history[name], values, rtol=known, atol=1e-6, err_msg=name)
         np.testing.assert_allclose(weight(model), self.W, rtol=0, atol=weights)
@@ -99,7 +99,7 @@ def dense(name="embedding"):
 
 @keras.saving.register_keras_serializable(package="tests")
 def first_weights(shape, dtype=None):
-    """The same weights on every backend."""
+    """Initializer with the same weights on every backend."""
     values = np.random.default_rng(1).normal(size=tuple(int(n) for n in shape)) / np.sqrt(shape[0])
     return keras.ops.convert_to_tensor(values.astype("float32"), dtype=dtype)
 
@@ -109,12 +109,12 @@ def weights_at_first(features=6, dim=DIM):
 
 
 def weight(model):
-    """The model's first weights, as NumPy."""
+    """Return the model's initial weights as a NumPy array."""
     return keras.ops.convert_to_numpy(model.trainable_variables[0].value).astype("float32")
 
 
 def make(kind="functional", *, compiled=True, **options):
-    """Return x W as a Keras model of a kind, compiled with plain SGD."""
+    """Return x W as a Keras model of the given kind, compiled with plain SGD."""
     if kind == "functional":
         inputs = keras.Input((6,))
         model = keras.Model(inputs, dense()(inputs))

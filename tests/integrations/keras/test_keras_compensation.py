@@ -1,4 +1,4 @@
-"""Drift compensation: the memory moves as the core moves it, and nothing else does."""
+"""Drift compensation: the memory moves exactly as in the core, and nothing else changes."""
 
 import keras
 import numpy as np
@@ -22,7 +22,7 @@ def with_ids(x):
 
 
 def tidal(data):
-    """Something to follow: of batches of 8 the memory learns noise alone."""
+    """Add a slow drift that can be followed; otherwise the motion of batches of 8 is only noise."""
     x, y = data
     return x + np.outer(2 * np.sin(IDS / 8), [1, -1, 1, 0, 0, 1]).astype("float32"), y
 
@@ -38,7 +38,7 @@ def assert_same_motion(one, other, **tolerance):
 
 @pytest.mark.parametrize("compensate", [FOLLOW, MAPS], ids=["follow", "maps"])
 def test_is_the_core(compensate, data):
-    """Validation moves nothing; where maps are fitted there are two more names."""
+    """Validation does not move the memory; with map fits there are two more logs."""
     x, y = tidal(data)
     given = {"data": {"image": x}} if compensate.probes else {}
     model = make("subclassed")
@@ -56,7 +56,7 @@ def test_is_the_core(compensate, data):
 
 
 class Draws(keras.layers.Layer):
-    """Changes all that a layer may in a call: a seed, a counter, the model's losses."""
+    """A layer that changes all state a call may change: a seed, a counter and the model's losses."""
 
     def __init__(self):
         super().__init__()
@@ -72,7 +72,7 @@ class Draws(keras.layers.Layer):
 
 
 def about_to_move(model, x, y, ids, **options):
-    """Return a callback before a batch that is due a round, over a memory of 7 steps."""
+    """Return a callback before a batch with a due round, with a memory after 7 steps."""
     simulated = Simulation(weights_at_first(), capacity=CAPACITY).fit(x, y, epochs=1, ids=ids)
     callback = XBMCallback(
         capacity=CAPACITY, ids="id", compensate=xbm.Compensation(probes=12, every=7, ridge=0.3), **options
@@ -84,7 +84,7 @@ def about_to_move(model, x, y, ids, **options):
 
 @pytest.mark.parametrize("compile_options", [{}, {"run_eagerly": True}], ids=str)
 def test_a_round_moves_the_memory_and_nothing_else(compile_options, data):
-    """The rows are those of a layer by name, with the batch's statistics; unknown samples have none."""
+    """Rows come from the named layer, with batch statistics; unknown samples get no rows."""
     x, y = data
     inputs = keras.Input((6,))
     norm = keras.layers.BatchNormalization(center=False, scale=False, name="norm")
@@ -127,7 +127,7 @@ def test_a_round_moves_the_memory_and_nothing_else(compile_options, data):
 
 
 def test_resumes_exactly(data, tmp_path):
-    """A file without a motion leaves the memory still, and one with a motion loads where nothing is compensated."""
+    """A file without a motion resets the motion, and a file with a motion loads without compensation."""
     x, y = tidal(data)
     path = str(tmp_path / "model.weights.h5")
     options = {"compensate": MAPS, "data": {"image": x}}

@@ -1,4 +1,4 @@
-"""The layer in steps and graphs of one's own, and the loss for `compile`."""
+"""The layer in custom steps and functional models, and the loss for `compile`."""
 
 import json
 
@@ -18,7 +18,7 @@ def simulated(x, y, *, epochs=2, ids=None, capacity=32):
 
 
 class WithLayer(keras.Model):
-    """An encoder and an XBM within one model, whose forward pass takes the labels."""
+    """A model with an encoder and an XBM, whose forward pass takes the labels."""
 
     def __init__(self, **options):
         super().__init__()
@@ -180,7 +180,7 @@ def test_a_step_that_drops_the_memory_is_refused(data):
 
     model = Drops()
     model.compile("sgd")
-    with pytest.raises(RuntimeError, match="without the memory's new ones"):
+    with pytest.raises(RuntimeError, match="must return the updated metrics variables"):
         model.fit(*data, callbacks=[XBMCallback(capacity=8)], **FIT)
 
 
@@ -206,7 +206,7 @@ def test_eager_calls(data):
 
 @pytest.mark.parametrize("with_labels", [True, False], ids=["labels", "no labels"])
 def test_two_towers(with_labels, data):
-    """Keys are stored and compared; without labels each query has its key."""
+    """Keys are stored and compared; without labels, the positive of each query is its key."""
     x, y = data
     layer = XBM(capacity=32, loss="supcon", warmup=1)
     objective = xbm.Objective(loss="supcon", warmup=1)
@@ -299,7 +299,7 @@ def test_losses_and_layers_are_serialised(options):
     again = XBM.from_config(layer.get_config())
     assert again.get_config() == layer.get_config()
     assert again.objective == layer.objective
-    written = json.loads(json.dumps(layer.get_config()))  # as in a model's file
+    written = json.loads(json.dumps(layer.get_config()))  # as in a saved model
     assert XBM.from_config(written).objective == layer.objective
 
 
