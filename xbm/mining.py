@@ -59,7 +59,7 @@ class MultiSimilarityMiner(Miner):
     >>> import numpy as np, xbm
     >>> anchors = np.asarray([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
     >>> objective = xbm.Objective(loss=xbm.MultiSimilarity(), miner=xbm.MultiSimilarityMiner(), warmup=0)
-    >>> result = objective.evaluate(xbm.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
+    >>> result = objective.evaluate(objective.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
     >>> round(float(result.loss), 4)  # the second anchor's pairs
     0.1997
 
@@ -109,7 +109,7 @@ class MarginMiner(Miner):
     >>> import numpy as np, xbm
     >>> anchors = np.asarray([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
     >>> objective = xbm.Objective(loss="nca", miner=xbm.MarginMiner(), warmup=0)
-    >>> result = objective.evaluate(xbm.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
+    >>> result = objective.evaluate(objective.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
     >>> round(float(result.loss), 4)  # log(1 + exp((0.8 - 0.6) / 0.1)) of the second anchor
     0.709
     """
@@ -173,7 +173,7 @@ class HardNegativeMiner(_TopMiner):
     >>> import numpy as np, xbm
     >>> anchors = np.asarray([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
     >>> objective = xbm.Objective(loss="nt-xent", miner=xbm.HardNegativeMiner(k=1), warmup=0)
-    >>> result = objective.evaluate(xbm.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
+    >>> result = objective.evaluate(objective.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
     >>> round(float(result.loss), 4)
     0.9711
     """
@@ -204,7 +204,7 @@ class EasyPositiveMiner(_TopMiner):
     >>> import numpy as np, xbm
     >>> anchors = np.asarray([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
     >>> objective = xbm.Objective(miner=xbm.EasyPositiveMiner(), warmup=0)
-    >>> result = objective.evaluate(xbm.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 0]))
+    >>> result = objective.evaluate(objective.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 0]))
     >>> round(float(result.loss), 4)  # 1 - 0.6, 1 - 0.8 and 1 - 0.8
     0.2667
 
@@ -240,7 +240,7 @@ class SemiHardMiner(Miner):
     >>> import numpy as np, xbm
     >>> anchors = np.asarray([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
     >>> objective = xbm.Objective(miner=xbm.SemiHardMiner(margin=0.3), warmup=0)
-    >>> result = objective.evaluate(xbm.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
+    >>> result = objective.evaluate(objective.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
     >>> round(float(result.loss), 4)  # 1 - 0.8 of both positives, and 0.6 - 0.5 of the second anchor
     0.1667
 
@@ -299,7 +299,7 @@ class DistanceWeightedMiner(_TopMiner):
     >>> import numpy as np, xbm
     >>> objective = xbm.Objective(loss=xbm.Margin(), miner=xbm.DistanceWeightedMiner(dim=8), warmup=0)
     >>> rng = np.random.default_rng(0)
-    >>> result = objective.step(xbm.init(capacity=64, dim=8), rng.normal(size=(16, 8)), rng.integers(4, size=16))
+    >>> result = objective.step(objective.init(capacity=64, dim=8), rng.normal(size=(16, 8)), rng.integers(4, size=16))
     >>> bool(result.loss > 0)
     True
 

@@ -75,7 +75,7 @@ class NTXent(TupletLoss):
     >>> import numpy as np, xbm
     >>> anchors = np.asarray([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
     >>> objective = xbm.Objective(loss=xbm.NTXent(temperature=0.5), warmup=0)
-    >>> result = objective.evaluate(xbm.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
+    >>> result = objective.evaluate(objective.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
     >>> round(float(result.loss), 4)
     0.3921
 
@@ -125,7 +125,7 @@ class TupletMargin(TupletLoss):
     >>> import numpy as np, xbm
     >>> anchors = np.asarray([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
     >>> objective = xbm.Objective(loss=xbm.TupletMargin(), warmup=0)
-    >>> result = objective.evaluate(xbm.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
+    >>> result = objective.evaluate(objective.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
     >>> round(float(result.loss), 4)  # the second anchor, nearer to the other class
     2.6268
 
