@@ -364,8 +364,8 @@ def test_rounds_read_the_step_once_and_count_from_there():
     assert reads == [4, 21]
 
 
-def test_calls_before_the_step_is_known_are_in_it():
-    """Such as those between a load and the next round's question: the state has counted them."""
+def test_rounds_count_no_call_before_the_step_is_known():
+    """Such as those between a load and the next question: the step that is read has counted them."""
     rounds = Rounds(lambda calls: calls == 5)
     rounds.count()
     rounds.count()
