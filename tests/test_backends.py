@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 import xbm
 from xbm import backends, metrics
+from xbm.state import named
 
 matrices = hnp.arrays(np.float64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=7), elements=st.integers(-2, 2))
 
@@ -125,19 +126,21 @@ def test_a_known_scalar_is_its_value(backend):
 def test_everything_stays_on_its_device(backend):
     xp, device = backend.xp, backend.second_device
     x, labels = xp.ones((3, 2), device=device), xp.asarray([0, 0, 1], device=device)
-    state = xbm.init(capacity=4, dim=2, xp=xp, device=device)
-    objective = xbm.Objective(warmup=1)
-    for options in ({"ids": labels}, {"enqueue": labels == 0}, {"keys": x}, {"ids": labels}):
-        result = objective.step(state, x, labels, **options)
+    objective = xbm.Objective(warmup=1, settle=1.0, compensate=xbm.Compensation(probes=8))
+    state = objective.init(capacity=4, dim=2, xp=xp, device=device)
+    for options in ({}, {"enqueue": labels == 0}, {"keys": x}, {}):
+        result = objective.step(state, x, labels, ids=labels, **options)
         state = result.state
     found = [
-        *state,
-        *xbm.rows(state),
-        *xbm.resize(state, 2),
-        *xbm.clear(state),
+        *named(state).values(),
+        *named(objective.clear(state)).values(),
+        *objective.compensate.probe(state.memory),
+        *xbm.rows(state.memory),
+        *xbm.resize(state.memory, 2),
+        *xbm.clear(state.memory),
         result.loss,
         result.gradient,
-        result.report,
+        *result.report,
     ]
     assert {array.device for array in found} == {device}
     assert metrics.retrieval(x, labels).queries == 2

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 import xbm
 from tests.oracle import normalize
 from tests.test_memory import assert_same_state, snapshot
-from xbm import compensation
-from xbm.compensation import LEAST_PAIRS, MEMORY_OF_TRUST, Map
-from xbm.memory import MemoryState
-from xbm.objective import REPORT
+from xbm.compensation import Motion, Rounds, still
+from xbm.compensation.fitting import LEAST_PAIRS, RIDGES, Map, fit
+from xbm.compensation.following import TRUST_DECAY
+from xbm.compensation.moving import moved
+from xbm.compensation.rounds import check_known
+from xbm.memory_state import MemoryState
 
 M, D, P, EVERY = 40, 8, 16, 4  # shared by most tests, because JAX compiles for each shape
 SEEDS = st.integers(0, 2**32 - 1)
@@ -46,8 +48,8 @@ def round_of(backend, compensate, state, slots, fresh, valid=None, *, unit=True)
     """Return the memory after a round, as NumPy arrays, and the motion."""
     valid = None if valid is None else backend.array(valid)
     arrays = backend.array(slots), backend.array(fresh), valid
-    state, motion = compensate.move(state, compensation.init(state), *arrays, normalize=unit)
-    return MemoryState(*snapshot(backend, state)), compensation.Motion(*map(backend.numpy, motion))
+    state, motion = compensate.move(state, still(state), *arrays, normalize=unit)
+    return MemoryState(*snapshot(backend, state)), Motion(*map(backend.numpy, motion))
 
 
 # A round
@@ -66,8 +68,8 @@ def definition(rows, ages, slots, fresh, valid, *, every, form, ridge, unit):
     slots, new = slots[valid & (exposure[slots] > 0)], fresh[valid & (exposure[slots] > 0)]
     new = normalize(new) if unit else new
     old, a, shaped = rows[slots], exposure[slots][:, None], normalize if unit else np.asarray
-    best, still = None, np.sum((old - new) ** 2, axis=1)
-    before = after = np.mean(still)
+    best, unmoved = None, np.sum((old - new) ** 2, axis=1)
+    before = after = np.mean(unmoved)
     for one in (None, ridge) if form == "affine" else (None,):
         scaled = one
         if one is not None:
@@ -80,10 +82,8 @@ def definition(rows, ages, slots, fresh, valid, *, every, form, ridge, unit):
         errors = np.sum((shaped(np.concatenate(left_out)) - new) ** 2, axis=1)
         if best is None or np.mean(errors) < after:
             best, after = (scaled,), np.mean(errors)
-            won = still - errors
-    if (
-        len(slots) >= LEAST_PAIRS and np.mean(won) > np.std(won, ddof=1) / len(won) ** 0.5
-    ):  # more than one standard error
+            won = unmoved - errors
+    if len(slots) >= LEAST_PAIRS and np.mean(won) > np.std(won, ddof=1) / len(won) ** 0.5:  # a standard error
         rows = np.where(exposure[:, None] > 0, shaped(moved_by(a, old, new, *best, rows, exposure)), rows)
     else:
         after = before
@@ -153,7 +153,7 @@ def test_a_map_is_recovered_for_every_row_whatever_its_age(backend, kind):
     unit = kind == "turned"
     samples = normalize(rng.normal(size=(M + 4 * 8, D)))
     state = memory(backend, samples[: M - 8], capacity=M)
-    motion, slow = compensation.init(state), xbm.Compensation(probes=P, every=1)
+    motion, slow = still(state), xbm.Compensation(probes=P, every=1)
     now = samples
     for call in range(4):
         now = maps(kind, rng)(now)
@@ -161,13 +161,13 @@ def test_a_map_is_recovered_for_every_row_whatever_its_age(backend, kind):
         if call == 2:  # the chosen ridge undoes most of the motion
             old = backend.numpy(state.embeddings)
             kept = MemoryState(*map(backend.array, snapshot(backend, state)))
-            slots = backend.numpy(slow.slots(kept)[0])
+            slots = backend.numpy(slow.probe(kept).slots)
             nearer, _ = round_of(backend, slow, kept, slots, now[ids[slots]], unit=unit)
             assert squared(nearer.embeddings, now[ids]) < 0.1 * squared(old, now[ids])
-        slots, filled = compensate.slots(state)
-        assert np.all(backend.numpy(filled))
-        fresh = backend.array(now[ids[backend.numpy(slots)]])
-        state, motion = compensate.move(state, motion, slots, fresh, normalize=unit)
+        probes = compensate.probe(state)
+        assert np.all(backend.numpy(probes.filled))
+        fresh = backend.array(now[backend.numpy(probes.ids)])
+        state, motion = compensate.move(state, motion, probes.slots, fresh, normalize=unit)
         count = int(state.count)
         np.testing.assert_allclose(backend.numpy(state.embeddings)[:count], now[ids[:count]], rtol=1e-8, atol=1e-8)
         new = np.arange(M - 8 + 8 * call, M + 8 * call)
@@ -211,7 +211,7 @@ def test_rows_keep_their_length_whatever_the_map(backend, seed, size):
         nothing, good = backend.array(np.asarray(0.0), wide), backend.array(np.asarray(True))
         by = Map(*(backend.array(one, wide) for one in parts), nothing, nothing, good)
         before = backend.numpy(state.embeddings)
-        found = backend.numpy(compensation.moved(state, by, interval=EVERY, normalize=True).embeddings)
+        found = backend.numpy(moved(state, by, interval=EVERY, normalize=True).embeddings)
         eps = {"float16": 1e-3, "bfloat16": 8e-3}.get(dtype, 1e-6)
         np.testing.assert_allclose(np.linalg.norm(found[: M - 8].astype(float), axis=1), 1.0, atol=eps)
         assert np.mean(np.any(found[: M - 8] != before[: M - 8], axis=1)[ages > 0]) > 0.9
@@ -226,7 +226,7 @@ def test_a_row_that_would_have_no_direction_or_be_no_number_stays(backend):
         nothing, good = backend.array(np.asarray(0.0)), backend.array(np.asarray(True))
         by = Map(backend.array(np.zeros(D)), backend.array(np.asarray(shift)), None, nothing, nothing, good)
         with np.errstate(invalid="ignore"):
-            found = compensation.moved(state, by, interval=EVERY, normalize=unit)
+            found = moved(state, by, interval=EVERY, normalize=unit)
         np.testing.assert_array_equal(backend.numpy(found.embeddings)[:2], rows)
 
 
@@ -236,7 +236,7 @@ def test_a_map_that_is_not_good_changes_nothing_whatever_it_holds(backend, unit)
     before = snapshot(backend, state)
     parts = [backend.array(np.full(shape, np.nan)) for shape in ((D,), (D,), (D, D), (), ())]
     by = Map(*parts, backend.array(np.asarray(False)))
-    assert_same_state(backend, compensation.moved(state, by, interval=EVERY, normalize=unit), before)
+    assert_same_state(backend, moved(state, by, interval=EVERY, normalize=unit), before)
 
 
 def too_few(rng, rows, slots):
@@ -315,12 +315,13 @@ def test_pairs_that_are_fitted_exactly_tell_nothing(backend):
 @given(count=st.integers(0, M), step=st.integers(0, 2**31 - 1), n=st.sampled_from([8, 16, M, 2 * M]))
 def test_slots_are_spread_over_the_ring(backend, count, step, n):
     state = memory(backend, np.ones((M, 1)), step=step)._replace(count=backend.array(np.asarray(count)))
-    found = [xbm.Compensation(probes=n).slots(one) for one in (state, state._replace(embeddings=-state.embeddings))]
-    slots, filled = map(backend.numpy, found[0])
-    np.testing.assert_array_equal(slots, backend.numpy(found[1][0]))  # the rows do not matter
+    found = [xbm.Compensation(probes=n).probe(one) for one in (state, state._replace(embeddings=-state.embeddings))]
+    slots, filled, ids = map(backend.numpy, found[0])
+    np.testing.assert_array_equal(slots, backend.numpy(found[1].slots))  # the rows say nothing
     p = min(n, M)
     assert len(set(slots.tolist())) == len(slots) == p
     np.testing.assert_array_equal(filled, slots < count)
+    np.testing.assert_array_equal(ids, np.where(filled, slots, -1))  # sample n is in slot n
     if count >= p:
         assert np.all(filled)
         apart = np.diff(np.sort(slots), append=np.min(slots) + count)
@@ -333,8 +334,8 @@ def test_every_row_is_asked_for(backend):
     for every in (1, 8, 10):
         compensate, seen = xbm.Compensation(probes=8), set()
         for nth in range(6 * M // 8):
-            slots, _ = compensate.slots(memory(backend, np.ones((M, 1)), step=every * nth))
-            seen |= set(backend.numpy(slots).tolist())
+            probes = compensate.probe(memory(backend, np.ones((M, 1)), step=every * nth))
+            seen |= set(backend.numpy(probes.slots).tolist())
         assert seen == set(range(M))
 
 
@@ -343,7 +344,42 @@ def test_a_round_is_due_every_so_many_calls():
     assert not any(xbm.Compensation(every=3).due(step) for step in range(9))
 
 
-# Shifts from a batch alone
+def test_rounds_read_the_step_once_and_count_from_there():
+    reads = []
+
+    def read(step):
+        return lambda: reads.append(step) or step
+
+    rounds, found = Rounds(xbm.Compensation(probes=8, every=3).due), []
+    for step in range(4, 13):  # a run that was resumed after four calls
+        found.append(rounds.due(read(step)))
+        assert rounds.due(read(step)) == found[-1]  # asking counts nothing
+        rounds.count()
+    assert found == [step % 3 == 0 for step in range(4, 13)]
+    assert reads == [4]
+    rounds.forget()
+    assert rounds.due(read(21))  # of a state that was loaded
+    rounds.count()
+    assert not rounds.due(read(0))
+    assert reads == [4, 21]
+
+
+def test_rounds_count_no_call_before_the_step_is_known():
+    """Such as those between a load and the next question: the step that is read has counted them."""
+    rounds = Rounds(lambda calls: calls == 5)
+    rounds.count()
+    rounds.count()
+    assert rounds.due(lambda: 5)
+
+
+def test_probes_of_rows_without_ids_are_refused():
+    with pytest.raises(ValueError, match="the memory rows have none: pass the ids of each batch"):
+        check_known(filled=True, known=False)
+    for filled, known in ((False, False), (True, True)):
+        check_known(filled=filled, known=known)
+
+
+# A batch alone
 
 
 class Followed:
@@ -359,7 +395,7 @@ class Followed:
             apart = z.mean(axis=0) - self.rows.mean(axis=0) if len(self.rows) else np.zeros(D)
             without = apart + self.shift * (self.trust > 0)  # without the last shift
             won = np.sum(without**2) - np.sum((without - self.shift) ** 2)
-            self.trust = MEMORY_OF_TRUST * self.trust + (1 - MEMORY_OF_TRUST) * won
+            self.trust = TRUST_DECAY * self.trust + (1 - TRUST_DECAY) * won
             self.shift = apart * len(z) / (len(z) + self.window)
             if self.trust > 0:
                 self.rows = self.shaped(self.rows + self.shift)
@@ -371,8 +407,8 @@ def test_a_memory_that_follows_is_numpys(backend, unit):
     rng, drift = np.random.default_rng(5), np.linspace(-0.3, 0.2, D)
     compensate = xbm.Compensation(window=16)
     objective = xbm.Objective(weight=0.0, in_batch=False, normalize=unit, compensate=compensate)
-    state = memory(backend, np.zeros((0, D)), dtype="float32", step=0)
-    motion, model, made = compensation.init(state), Followed(16, unit=unit), []
+    state = objective.begin(memory(backend, np.zeros((0, D)), dtype="float32", step=0))
+    model, made = Followed(16, unit=unit), []
     for call, size in enumerate([P, P, 0, P, P, P, P, P, P, P, P]):
         x = np.float32(0.5 * rng.normal(size=(size, D)) + call * drift * (1 if call < 7 else -1))
         if call == 5:
@@ -381,16 +417,16 @@ def test_a_memory_that_follows_is_numpys(backend, unit):
             x[:] = np.nan
         before = snapshot(backend, state)
         with np.errstate(invalid="ignore"):
-            result = objective.step(state, backend.array(x), backend.array(np.zeros(size, np.int64)), motion=motion)
+            state = objective.step(state, backend.array(x), backend.array(np.zeros(size, np.int64))).state
             model.call(x)
-        state, motion = result.state, result.motion
+        rows, motion = state.memory, state.motion
         made.append(model.trust > 0)
-        order = np.r_[int(state.cursor) : M, : int(state.cursor)][-int(state.count) :]
-        np.testing.assert_allclose(backend.numpy(state.embeddings)[order], model.rows, rtol=1e-4, atol=1e-5)
+        order = np.r_[int(rows.cursor) : M, : int(rows.cursor)][-int(rows.count) :]
+        np.testing.assert_allclose(backend.numpy(rows.embeddings)[order], model.rows, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(backend.numpy(motion.shift), model.shift, rtol=1e-4, atol=1e-5)
         assert float(motion.trust) == pytest.approx(model.trust, rel=1e-4, abs=1e-5)
         if size == 0 or call == 6:
-            np.testing.assert_array_equal(backend.numpy(state.embeddings), before[0])
+            np.testing.assert_array_equal(backend.numpy(rows.embeddings), before[0])
     assert True in made
     assert False in made
 
@@ -402,7 +438,7 @@ def following(drift, calls=150, capacity=160):
     """
     rng, samples, made, errors = np.random.default_rng(6), np.zeros((0, D)), 0, []
     compensate, state = xbm.Compensation(), xbm.init(capacity=capacity, dim=D, dtype=np.dtype("float64"))
-    motion = compensation.init(state)
+    motion = still(state)
     for call in range(calls):
         x = rng.normal(size=(16, D))
         samples = np.concatenate([samples, x])[-capacity:]
@@ -440,20 +476,19 @@ def test_rows_that_come_back_move_the_others(backend, seed):
     results = []
     for one in (compensate, None):
         rows = samples if one is compensate else now
-        state = memory(backend, rows)._replace(labels=backend.array(labels))
-        motion = {"motion": compensation.init(state)} if one is compensate else {}
         objective = xbm.Objective(warmup=0, compensate=one)
-        results.append(objective.step(state, *batch[:2], ids=batch[2], **motion))
+        state = objective.begin(memory(backend, rows)._replace(labels=backend.array(labels)))
+        results.append(objective.step(state, *batch[:2], ids=batch[2]))
     found, expected = results
     np.testing.assert_allclose(
-        backend.numpy(found.state.embeddings)[:M], backend.numpy(expected.state.embeddings), atol=1e-9
+        backend.numpy(found.state.memory.embeddings), backend.numpy(expected.state.memory.embeddings), atol=1e-9
     )
     np.testing.assert_allclose(backend.numpy(found.loss), backend.numpy(expected.loss), rtol=1e-8)
     np.testing.assert_allclose(backend.numpy(found.gradient), backend.numpy(expected.gradient), rtol=1e-7, atol=1e-9)
-    report = dict(zip(REPORT, backend.numpy(found.report).tolist(), strict=True))
-    assert report["drift"] == pytest.approx(report["drift_before"])
-    assert report["drift_after"] < 1e-12
-    assert report["rejected"] == 0
+    report = found.report
+    assert float(report.drift) == pytest.approx(float(report.drift_before))
+    assert float(report.drift_after) < 1e-12
+    assert float(report.rejected) == 0
 
 
 def test_of_a_class_that_comes_back_one_row_counts(backend):
@@ -462,22 +497,23 @@ def test_of_a_class_that_comes_back_one_row_counts(backend):
     samples = normalize(rng.normal(size=(M, D)))
     now, again = samples + 0.5, rng.permutation(M)[:P]
     for classes in (7, 8):
-        labels, state = np.arange(P) % classes, memory(backend, samples)
+        labels = np.arange(P) % classes
         objective = xbm.Objective(compensate=xbm.Compensation(follow=False, returning=True, form="shift"))
         arrays = [backend.array(one) for one in (now[again], labels, again)]
-        result = objective.step(state, *arrays[:2], ids=arrays[2], motion=compensation.init(state))
-        assert int(result.motion.rejected) == (classes < 8)
-        assert (float(result.motion.after) < float(result.motion.before)) == (classes == 8)
+        state = objective.begin(memory(backend, samples))
+        motion = objective.step(state, *arrays[:2], ids=arrays[2]).state.motion
+        assert int(motion.rejected) == (classes < 8)
+        assert (float(motion.after) < float(motion.before)) == (classes == 8)
 
 
-@pytest.mark.parametrize("ridges", [(0.0,), compensation.RIDGES], ids=["exact", "ridges"])
+@pytest.mark.parametrize("ridges", [(0.0,), RIDGES], ids=["exact", "ridges"])
 def test_a_fit_of_whatever_pairs_ends(backend, ridges):
     """Degenerate pairs in float32, for which a decomposition may not converge or a matrix may be singular."""
     rng = np.random.default_rng(0)
     for some in [*rng.random(5 if backend.compiles else 300), 0.0]:
         old, fresh = (normalize(rng.normal(size=(32, 64))).astype(np.float32) for _ in range(2))
         exposure = (rng.random(32) < some).astype(np.float32)
-        found = compensation.fit(*map(backend.array, (old, fresh, exposure)), ridges=ridges, normalize=True)
+        found = fit(*map(backend.array, (old, fresh, exposure)), ridges=ridges, normalize=True)
         assert np.isfinite(backend.numpy(found.matrix)).all()
 
 
@@ -490,7 +526,7 @@ def test_a_fit_of_whatever_pairs_ends(backend, ridges):
         ({"follow": 1}, TypeError, "follow must be True or False, got 1"),
         ({"returning": None}, TypeError, "returning must be True or False"),
         ({"probes": -1}, ValueError, "probes must be at least 0, got -1"),
-        ({"probes": 7}, ValueError, "probes must be 0 or at least 8, to make a map of them, got 7"),
+        ({"probes": 7}, ValueError, "probes must be 0, or at least 8 to fit a map, got 7"),
         ({"probes": 8.0}, TypeError, "probes must be an int"),
         ({"every": 0}, ValueError, "every must be at least 1, got 0"),
         ({"every": True}, TypeError, "every must be an int"),
@@ -500,7 +536,7 @@ def test_a_fit_of_whatever_pairs_ends(backend, ridges):
         ({"ridge": "1"}, TypeError, "ridge must be a number, got '1'"),
         ({"window": -1}, ValueError, "window must be at least 0, got -1"),
         ({"window": 0.5}, TypeError, "window must be an int"),
-        ({"follow": False}, ValueError, "nothing is compensated: give follow, returning or probes"),
+        ({"follow": False}, ValueError, "nothing is compensated: set follow, returning or probes"),
     ],
 )
 def test_options_are_refused(options, error, sentence):
@@ -533,36 +569,81 @@ def test_a_round_refuses_and_loses_nothing(backend, change, error, sentence):
     given_ones = {"slots": np.arange(P), "fresh": rows[:P]} | change
     given_ones = {name: backend.array(x) if isinstance(x, np.ndarray) else x for name, x in given_ones.items()}
     with pytest.raises(error, match=sentence):
-        xbm.Compensation(probes=P).move(state, compensation.init(state), **given_ones)
+        xbm.Compensation(probes=P).move(state, still(state), **given_ones)
     assert_same_state(backend, state, before)
 
 
-def test_a_step_wants_a_motion_where_it_compensates_and_there_alone(backend):
-    state = memory(backend, np.ones((M, D)))
-    batch, motion = (backend.array(np.ones((2, D))), backend.array(np.asarray([0, 1]))), compensation.init(state)
-    for compensate, one in ((xbm.Compensation(), None), (None, motion)):
-        before = snapshot(backend, state)
-        with pytest.raises(ValueError, match="step wants the memory's motion"):
-            xbm.Objective(compensate=compensate).step(state, *batch, motion=one)
-        assert_same_state(backend, state, before)
+def test_a_step_that_compensates_needs_the_motion(backend):
+    state = xbm.Objective().begin(memory(backend, np.ones((M, D))))
+    batch = backend.array(np.ones((2, D))), backend.array(np.asarray([0, 1]))
+    before = snapshot(backend, state)
+    objective = xbm.Objective(compensate=xbm.Compensation())
+    for call in (objective.step, objective.evaluate):
+        with pytest.raises(ValueError, match="the state was made without compensate="):
+            call(state, *batch)
+    assert_same_state(backend, state, before)
+
+
+@pytest.mark.parametrize("unit", [True, False])
+def test_a_state_moves_as_its_memory_and_motion_do(backend, unit):
+    """Rows are normalised as the objective says, and a probe without an id does not count unless it is said to."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(M, D))
+    rows, turn = normalize(rows) if unit else rows, rotation(rng, 0.5)
+    objective = xbm.Objective(compensate=xbm.Compensation(probes=P), normalize=unit)
+    for valid in (None, np.arange(P) < P - 3):
+        states = []
+        for _ in range(2):
+            ids = np.where(np.arange(M) % 5, np.arange(M), -1)
+            states.append(objective.begin(memory(backend, rows)._replace(ids=backend.array(ids))))
+        probes = objective.compensate.probe(states[0].memory)
+        slots, known = backend.numpy(probes.slots), backend.numpy(probes.ids) >= 0
+        assert not np.all(known)
+        fresh = 2 * rows[slots] @ turn
+        given_one = {} if valid is None else {"valid": backend.array(valid)}
+        found = objective.move(states[0], probes, backend.array(fresh), **given_one)
+        moved_memory, motion = objective.compensate.move(
+            states[1].memory,
+            states[1].motion,
+            probes.slots,
+            backend.array(fresh),
+            backend.array(known if valid is None else valid),
+            normalize=unit,
+        )
+        for one, other in zip((*found.memory, *found.motion), (*moved_memory, *motion), strict=True):
+            np.testing.assert_array_equal(backend.numpy(one), backend.numpy(other))
+        assert float(found.motion.after) < float(found.motion.before)
+
+
+def test_only_an_objective_that_compensates_moves_a_state(backend):
+    compensating, plain = xbm.Objective(compensate=xbm.Compensation(probes=P)), xbm.Objective()
+    rows = memory(backend, normalize(np.ones((M, D))))
+    probes, x = compensating.compensate.probe(rows), backend.array(np.ones((P, D)))
+    state = compensating.begin(rows)
+    before = snapshot(backend, state)
+    with pytest.raises(ValueError, match="move is for an objective with compensate="):
+        plain.move(state, probes, x)
+    with pytest.raises(ValueError, match="the state was made without compensate="):
+        compensating.move(plain.begin(rows), probes, x)
+    assert_same_state(backend, state, before)
 
 
 def test_options_of_numpys_widen_nothing(backend):
     compensate = xbm.Compensation(probes=np.int64(P), every=np.int64(2), window=np.int64(4), ridge=np.float64(1))
-    state = memory(backend, normalize(np.ones((M, D))), dtype="float32")
-    motion, (slots, _) = compensation.init(state), compensate.slots(state)
+    objective = xbm.Objective(warmup=0, compensate=compensate)
+    state = objective.begin(memory(backend, normalize(np.ones((M, D))), dtype="float32"))
     x, labels = backend.array(np.ones((P, D), np.float32)), backend.array(np.arange(P))
-    state, motion = compensate.move(state, motion, slots, x)
-    result = xbm.Objective(warmup=0, compensate=compensate).step(state, x, labels, motion=motion)
-    assert (result.state.embeddings.dtype, result.loss.dtype) == (backend.xp.float32, backend.xp.float32)
-    assert [one.dtype for one in result.motion] == [one.dtype for one in compensation.init(state)]
+    state = objective.move(state, compensate.probe(state.memory), x)
+    result = objective.step(state, x, labels)
+    assert (result.state.memory.embeddings.dtype, result.loss.dtype) == (backend.xp.float32, backend.xp.float32)
+    assert [one.dtype for one in result.state.motion] == [one.dtype for one in still(state.memory)]
 
 
 def test_everything_stays_on_its_device(backend):
     xp, device = backend.xp, backend.second_device
     x = xp.asarray(np.ones((P, D)).tolist(), dtype=xp.float32, device=device)
     state = xbm.init(capacity=M, dim=D, xp=xp, device=device)
-    compensate, motion = xbm.Compensation(probes=P), compensation.init(state)
-    slots, filled = compensate.slots(state)
-    state, motion = compensate.move(*compensate.within(state, motion, x, slots), slots, x)
-    assert {array.device for array in (*state, *motion, slots, filled)} == {device}
+    compensate, motion = xbm.Compensation(probes=P), still(state)
+    probes = compensate.probe(state)
+    state, motion = compensate.move(*compensate.within(state, motion, x, probes.slots), probes.slots, x)
+    assert {array.device for array in (*state, *motion, *probes)} == {device}

@@ -21,14 +21,15 @@ def batches(seed=0):
 def test_a_step_is_numpys(library, loss):
     xp, put = LIBRARIES[library]()
     objective = xbm.Objective(loss=loss, warmup=1)
-    state, plain = xbm.init(capacity=200, dim=32, xp=xp, device=put(np.zeros(1)).device), xbm.init(capacity=200, dim=32)
+    state = objective.init(capacity=200, dim=32, xp=xp, device=put(np.zeros(1)).device)
+    plain = objective.init(capacity=200, dim=32)
     for batch in batches():
         x, labels, ids = map(put, batch)
         result, expected = objective.step(state, x, labels, ids=ids), objective.step(plain, *batch[:2], ids=batch[2])
         state, plain = result.state, expected.state
         np.testing.assert_allclose(host(result.loss), expected.loss, rtol=1e-4)
         np.testing.assert_allclose(host(result.gradient), expected.gradient, rtol=1e-3, atol=1e-5)
-        for one, other in zip(state[1:], plain[1:], strict=True):
+        for one, other in zip(state.memory[1:], plain.memory[1:], strict=True):
             np.testing.assert_array_equal(host(one), other)
 
 

@@ -11,7 +11,6 @@ from tests import oracle
 from tests.strategies import batches, capacities, histories, lengths
 from tests.test_memory import MemoryMachine, as_arrays, assert_holds, assert_same_state, snapshot
 from xbm import backends
-from xbm.objective import REPORT
 
 
 class KeyedMachine(MemoryMachine):
@@ -109,7 +108,7 @@ def test_without_ids_nothing_is_replaced(backend, history, capacity):
 def test_step_is_its_definition(backend, history, capacity, warmup, in_batch, block_rows, evaluated):
     """Losses and memory of whole runs equal those of loops over a list, also in evaluation."""
     objective = xbm.Objective(copies="replace", warmup=warmup, in_batch=in_batch, block_rows=block_rows)
-    state = xbm.init(capacity=capacity, dim=history[0].x.shape[1], dtype=backend.xp.float64, xp=backend.xp)
+    state = objective.init(capacity=capacity, dim=history[0].x.shape[1], dtype=backend.xp.float64, xp=backend.xp)
     model = oracle.KeyedMemory(capacity)
 
     def expected(batch, z):
@@ -131,7 +130,7 @@ def test_step_is_its_definition(backend, history, capacity, warmup, in_batch, bl
         assert float(result.loss) == pytest.approx(expected(batch, z), rel=1e-9, abs=1e-12)
         model.end_call()
         state = result.state
-        found = xbm.rows(state)
+        found = xbm.rows(state.memory)
         stored = np.asarray([row.z for row in model.rows]).reshape(-1, x.shape[1])
         np.testing.assert_allclose(backend.numpy(found.embeddings), stored, rtol=1e-12)
         for name, column in (("labels", "label"), ("ids", "id"), ("stored_at", "stored_at")):
@@ -152,8 +151,8 @@ def test_a_run_goes_on_from_a_saved_memory(backend, before, after, capacity):
             state, losses = result.state, [*losses, float(result.loss)]
         return state, losses
 
-    state, _ = run(xbm.init(capacity=capacity, dim=2, xp=backend.xp), before)
-    loaded = xbm.MemoryState(*(backend.array(one) for one in snapshot(backend, state)))
+    state, _ = run(objective.init(capacity=capacity, dim=2, xp=backend.xp), before)
+    loaded = objective.begin(xbm.MemoryState(*(backend.array(one) for one in snapshot(backend, state.memory))))
     (state, losses), (again, repeated) = run(state, after), run(loaded, after)
     assert losses == repeated
     assert_same_state(backend, again, snapshot(backend, state))
@@ -164,8 +163,8 @@ def test_a_row_that_is_not_stored_replaces_nothing_and_meets_no_copy(backend, fa
     """The stored copy has another class, so without exclusion it would be a negative of its anchor."""
     objective = xbm.Objective(copies="replace", warmup=0, in_batch=False)
     x, label, ids = rows_of(backend, [7])
-    state = objective.step(xbm.init(capacity=2, dim=1, xp=backend.xp), x, label, ids=ids).state
-    before = snapshot(backend, state._replace(step=state.step + 1))
+    state = objective.step(objective.init(capacity=2, dim=1, xp=backend.xp), x, label, ids=ids).state
+    before = snapshot(backend, state._replace(memory=xbm.advance(state.memory)))
     if fault == "mask":
         result = objective.step(state, x, label + 1, ids=ids, enqueue=backend.array(np.asarray([False])))
         assert float(result.loss) == 0.0
@@ -178,43 +177,43 @@ def test_a_row_that_is_not_stored_replaces_nothing_and_meets_no_copy(backend, fa
 def test_of_two_views_in_one_call_the_last_is_stored_and_is_a_positive_of_the_other(backend):
     objective = xbm.Objective(copies="replace", warmup=0, in_batch=False)
     same = backend.array(np.asarray([3, 3]))
-    state = xbm.init(capacity=8, dim=2, dtype=backend.xp.float64, xp=backend.xp)
+    state = objective.init(capacity=8, dim=2, dtype=backend.xp.float64, xp=backend.xp)
     result = objective.step(state, backend.array(np.asarray([[1.0, 0.0], [0.6, 0.8]])), same, ids=same)
-    np.testing.assert_allclose(backend.numpy(xbm.rows(result.state).embeddings), [[0.6, 0.8]], rtol=1e-12)
-    assert float(result.loss) == pytest.approx(0.4 / 2)  # 1 - 0.6 for one view, 0 for the stored view
+    np.testing.assert_allclose(backend.numpy(xbm.rows(result.state.memory).embeddings), [[0.6, 0.8]], rtol=1e-12)
+    assert float(result.loss) == pytest.approx(0.4 / 2)  # 1 - 0.6, and nothing for the view that is stored
 
 
 def test_the_drift_is_that_of_the_row_replaced(backend):
     objective = xbm.Objective(copies="replace", warmup=0)
     x, label, ids = rows_of(backend, [7])
-    state = xbm.init(capacity=4, dim=1, xp=backend.xp)
+    state = objective.init(capacity=4, dim=1, xp=backend.xp)
     for sign in (1.0, -1.0, 1.0):
         result = objective.step(state, sign * x, label, ids=ids)
         state = result.state
-    report = dict(zip(REPORT, backend.numpy(result.report).tolist(), strict=True))
-    assert (report["drift"], report["drift_age"]) == (4.0, 1.0)  # not 0 and 2, the values of the previous row
-    assert int(state.count) == 1
+    report = {name: float(one) for name, one in result.report._asdict().items()}
+    assert (report["drift"], report["drift_age"]) == (4.0, 1.0)  # not 0 and 2, of the row before
+    assert int(state.memory.count) == 1
 
 
 def test_keys_are_replaced(backend):
     """Key i is a candidate of query i, not a copy of it; an older key with its id is replaced."""
     objective = xbm.Objective(copies="replace", warmup=0, in_batch=False)
-    state = xbm.init(capacity=4, dim=2, dtype=backend.xp.float64, xp=backend.xp)
+    state = objective.init(capacity=4, dim=2, dtype=backend.xp.float64, xp=backend.xp)
     one, x = backend.array(np.asarray([7])), backend.array(np.asarray([[1.0, 0.0]]))
     for key in ([[-1.0, 0.0]], [[0.6, 0.8]]):
         result = objective.step(state, x, one, ids=one, keys=backend.array(np.asarray(key)))
         state = result.state
     assert float(result.loss) == pytest.approx(0.4)
-    np.testing.assert_allclose(backend.numpy(xbm.rows(state).embeddings), [[0.6, 0.8]], rtol=1e-12)
+    np.testing.assert_allclose(backend.numpy(xbm.rows(state.memory).embeddings), [[0.6, 0.8]], rtol=1e-12)
 
 
 def test_filling_replaces(backend):
     objective = xbm.Objective(copies="replace")
-    state = xbm.init(capacity=4, dim=1, xp=backend.xp)
+    state = objective.init(capacity=4, dim=1, xp=backend.xp)
     for samples in ([5, 6], [6, 7]):
         x, labels, ids = rows_of(backend, samples)
         state = objective.store(state, x, labels, ids=ids)
-    assert backend.numpy(xbm.rows(state).ids).tolist() == [5, 6, 7]
+    assert backend.numpy(xbm.rows(state.memory).ids).tolist() == [5, 6, 7]
 
 
 @given(data=st.data(), capacity=capacities)

@@ -10,6 +10,7 @@ import xbm
 from tests import oracle
 from tests.strategies import batches, capacities, dims, histories
 from xbm import memory, placing
+from xbm.state import named
 
 
 def as_arrays(backend, batch):
@@ -19,14 +20,19 @@ def as_arrays(backend, batch):
     return (backend.array(batch.x), backend.array(batch.labels)), keywords
 
 
+def arrays_of(state):
+    """Return {name: array} of a memory, or of a run's state."""
+    return named(state) if isinstance(state, xbm.State) else state._asdict()
+
+
 def snapshot(backend, state):
-    """Return all arrays of a state as NumPy arrays."""
-    return [backend.numpy(array) for array in state]
+    """Return all arrays of a memory, or of a run's state, as NumPy arrays."""
+    return [backend.numpy(array) for array in arrays_of(state).values()]
 
 
 def assert_same_state(backend, state, expected):
-    """Assert that a state is bit-identical to a snapshot."""
-    for name, array, before in zip(xbm.MemoryState._fields, state, expected, strict=True):
+    """Assert equality to the last bit with a snapshot."""
+    for (name, array), before in zip(arrays_of(state).items(), expected, strict=True):
         np.testing.assert_array_equal(backend.numpy(array), before, err_msg=name)
 
 

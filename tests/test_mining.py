@@ -88,7 +88,7 @@ def test_the_easiest_positive_is_neither_the_anchor_nor_its_stale_copy(backend):
     """An older row of the anchor itself is not its easiest positive; another row of its class is, even if farther."""
     x, other = np.asarray([[1.0, 0.0]]), np.asarray([[0.0, 1.0]])
     objective = xbm.Objective(loss="contrastive", miner=EasyPositiveMiner(), warmup=0)
-    state = xbm.init(capacity=8, dim=2, dtype=backend.xp.float64, xp=backend.xp)
+    state = objective.init(capacity=8, dim=2, dtype=backend.xp.float64, xp=backend.xp)
     for rows, sample in ((x, 7), (other, 8), (x, 7)):
         one = np.asarray([0])
         result = objective.step(state, backend.array(rows), backend.array(one), ids=backend.array(one + sample))
@@ -187,15 +187,15 @@ def test_what_a_miner_selects_is_checked(chosen, error, sentence):
         def select(self, block, r):
             return chosen(block)
 
-    x, labels = np.eye(2), np.asarray([0, 1])
+    x, labels, objective = np.eye(2), np.asarray([0, 1]), xbm.Objective(miner=Own())
     with pytest.raises(error, match=sentence):
-        xbm.Objective(miner=Own()).step(xbm.init(capacity=4, dim=2), x, labels)
+        objective.step(objective.init(capacity=4, dim=2), x, labels)
 
 
 def test_distances_of_another_size_are_refused():
     objective, x = xbm.Objective(miner=DistanceWeightedMiner(dim=8)), np.eye(4)
     with pytest.raises(ValueError, match="made for embeddings of size 8, got 4"):
-        objective.step(xbm.init(capacity=4, dim=4), x, np.arange(4))
+        objective.step(objective.init(capacity=4, dim=4), x, np.arange(4))
 
 
 @pytest.mark.parametrize("name", xbm.mining.MINERS)

@@ -29,24 +29,24 @@ def test_any_block_size_is_one_block(backend, loss, drawn, block_rows, seed):
     class Drawn:
         step = 0
 
-        def meet(self, slots, both):
-            return Met(both)
+        def candidates(self, slots, both):
+            return Rows(both)
 
-        def between(self, met):
-            return tuple(backend.xp.matrix_transpose(met.both[:, side, :]) for side in (0, 1))
+        def between(self, rows):
+            return tuple(backend.xp.matrix_transpose(rows.both[:, side, :]) for side in (0, 1))
 
-    class Met(NamedTuple):
+    class Rows(NamedTuple):
         both: Any
 
         @property
         def filled(self):
             return backend.xp.ones_like(self.both[:, 0, 0])
 
-        def any(self):
+        def related(self):
             return backend.xp.any(self.both[:, 1, :] == 0, axis=1)
 
         def take(self, indices):
-            return Met(backend.xp.take(self.both, indices, axis=0))
+            return Rows(backend.xp.take(self.both, indices, axis=0))
 
     found = scan(loss, backend.array(z), backend.array(V), (all_pairs,), Drawn(), block_rows=block_rows)
     np.testing.assert_allclose(backend.numpy(found.value), backend.numpy(value), rtol=1e-12, atol=1e-14)

@@ -152,12 +152,13 @@ def accepts(source: type, *, without: tuple[str, ...] = ()) -> Callable[[type[T]
     def decorate(owner: type[T]) -> type[T]:
         init: Any = owner.__init__
         own = [one for one in inspect.signature(init).parameters.values() if one.kind is not one.VAR_KEYWORD]
-        known = {one.name for one in own}
+        known = [one.name for one in own[1:]]  # without `self`
         taken = [_parameter(one) for name, one in declared(source).items() if name in names and name not in known]
+        accepted = (*known, *(one.name for one in taken))
 
         @wraps(init)
         def checked(self: Any, *arguments: Any, **given: Any) -> None:
-            refuse_unknown(owner.__name__, given, (*known, *names))
+            refuse_unknown(owner.__name__, given, accepted)
             init(self, *arguments, **given)
 
         checked.__signature__ = inspect.Signature([*own, *taken])  # type: ignore[attr-defined]

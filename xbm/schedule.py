@@ -72,7 +72,7 @@ class Schedule(Options):
 
     def calls_counted(self, state: WarmUp | None, step: Array) -> Array:
         """Return (), how many calls the memory term has counted in, this one included; below 1 in the warm-up."""
-        return step - self.warmup + 1 if state is None else state.counted
+        return step - self.warmup + 1 if self.settle is None or state is None else state.counted
 
     def weight_after(self, counted: Array, dtype: Any) -> Any:
         """Return the weight of the memory term, from `calls_counted`."""

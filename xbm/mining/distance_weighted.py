@@ -45,7 +45,7 @@ class DistanceWeightedMiner(TopMiner):
     >>> import numpy as np, xbm
     >>> objective = xbm.Objective(loss=xbm.Margin(), miner=xbm.DistanceWeightedMiner(dim=8), warmup=0)
     >>> rng = np.random.default_rng(0)
-    >>> result = objective.step(xbm.init(capacity=64, dim=8), rng.normal(size=(16, 8)), rng.integers(4, size=16))
+    >>> result = objective.step(objective.init(capacity=64, dim=8), rng.normal(size=(16, 8)), rng.integers(4, size=16))
     >>> bool(result.loss > 0)
     True
 

@@ -35,7 +35,7 @@ class SemiHardMiner(Miner):
     >>> import numpy as np, xbm
     >>> anchors = np.asarray([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
     >>> objective = xbm.Objective(miner=xbm.SemiHardMiner(margin=0.3), warmup=0)
-    >>> result = objective.evaluate(xbm.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
+    >>> result = objective.evaluate(objective.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
     >>> round(float(result.loss), 4)  # 1 - 0.8 of both positives, and 0.6 - 0.5 of the second anchor
     0.1667
 

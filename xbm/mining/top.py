@@ -53,7 +53,7 @@ class HardNegativeMiner(TopMiner):
     >>> import numpy as np, xbm
     >>> anchors = np.asarray([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
     >>> objective = xbm.Objective(loss="nt-xent", miner=xbm.HardNegativeMiner(k=1), warmup=0)
-    >>> result = objective.evaluate(xbm.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
+    >>> result = objective.evaluate(objective.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
     >>> round(float(result.loss), 4)
     0.9711
     """
@@ -85,7 +85,7 @@ class EasyPositiveMiner(TopMiner):
     >>> import numpy as np, xbm
     >>> anchors = np.asarray([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
     >>> objective = xbm.Objective(miner=xbm.EasyPositiveMiner(), warmup=0)
-    >>> result = objective.evaluate(xbm.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 0]))
+    >>> result = objective.evaluate(objective.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 0]))
     >>> round(float(result.loss), 4)  # 1 - 0.6, 1 - 0.8 and 1 - 0.8
     0.2667
 
