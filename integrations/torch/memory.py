@@ -224,8 +224,8 @@ class Memory(torch.nn.Module):
                 _check_dense(name, saved[name])
         state = from_named(saved)
         fresh = self.objective.begin(self._fitted_memory(state.memory))
-        others = list(map(_fitted_part, PARTS, state, fresh))[1:]
-        return State(fresh.memory, *others)
+        _, *parts = zip(PARTS, state, fresh, strict=True)
+        return State(fresh.memory, *(_fitted_part(*one) for one in parts))
 
     def _fitted_memory(self, saved: MemoryState) -> MemoryState:
         problem = memory.inconsistency(saved)
