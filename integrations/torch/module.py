@@ -110,8 +110,7 @@ class XBM(Memory):
         objective = objective_of(objective, pair_loss, options)
         if embed is not None and not callable(embed):
             raise TypeError(f"embed must be callable as embed(ids), got {embed!r:.80}")
-        compensate = objective.compensate
-        rounds = Rounds(compensate.due) if compensate is not None and compensate.probes else None
+        rounds = _rounds_of(objective)
         if (embed is None) != (rounds is None):
             raise ValueError("embed(ids) is for Compensation(probes=...), whose rows it embeds: pass both or neither")
         super().__init__(objective, dim, capacity, dtype=dtype, device=device, shard=shard, group=group)
@@ -259,6 +258,10 @@ class XBM(Memory):
         twin.marker = torch.full_like(self.marker, twin._mark)
         return twin
 
+    def _replaced(self) -> None:
+        """Time the rounds of compensation as the new objective says."""
+        self._rounds = _rounds_of(self.objective)
+
     def _renewed(self) -> None:
         """Reset the figures, the marker and the count of calls."""
         device = self.embeddings.device
@@ -269,6 +272,12 @@ class XBM(Memory):
         self.marker.fill_(self._mark)
         if self._rounds is not None:
             self._rounds.forget()
+
+
+def _rounds_of(objective: Objective) -> Rounds | None:
+    """Return the count of calls that tells when a round of compensation is due; None if there are no rounds."""
+    compensate = objective.compensate
+    return Rounds(compensate.due) if compensate is not None and compensate.probes else None
 
 
 def _check_no_recomputation() -> None:
