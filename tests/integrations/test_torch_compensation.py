@@ -11,9 +11,10 @@ import torch.distributed as dist
 from torch import nn
 
 from tests.processes import shared
-from xbm import Compensation, Objective, compensation, state
+from xbm import Compensation, Objective, compensation
 from xbm.integrations.torch import XBM
 from xbm.integrations.torch.compensation import unchanged_statistics
+from xbm.state import from_named, named
 
 DIM, CAPACITY, SAMPLES = 4, 32, 40
 ROUNDS = {"probes": 16, "every": 3}
@@ -66,7 +67,7 @@ def test_a_round_is_the_cores_and_touches_nothing_else():
     encoder = network()
     module = made(encoder)
     train(encoder, module, torch.optim.SGD(encoder.parameters(), lr=0.1), range(3))
-    before = state.from_named(buffers(module))
+    before = from_named(buffers(module))
     statistics, generator = buffers(encoder), torch.random.get_rng_state()
 
     slots, filled, known = module.objective.compensate.probe(before.memory)
@@ -86,7 +87,7 @@ def test_a_round_is_the_cores_and_touches_nothing_else():
     assert torch.equal(torch.random.get_rng_state(), generator)
 
     expected = module.objective.step(before, z.detach(), ids % 5, ids=ids).state
-    same(buffers(module), state.named(expected))
+    same(buffers(module), named(expected))
     assert module.report["drift_after"] == float(expected.motion.after) < module.report["drift_before"]
 
 
@@ -201,16 +202,14 @@ def test_an_objective_that_is_replaced_stops_the_motion_and_cannot_start_it():
         assert torch.equal(module(x, ids // 2, ids=ids), twin(x, ids // 2, ids=ids))
     assert torch.equal(module.eval()(x, ids // 2), twin.eval()(x, ids // 2))
     same(buffers(module), buffers(twin))
-    settling = Objective(settle=1.0)
     for one, objective, missing in (
-        (plain, moving, "motion_"),
-        (module, moving, "motion_"),
-        (plain, settling, "warmup_"),
+        (plain, moving, "motion_shift"),
+        (module, moving, "motion_shift"),
+        (plain, Objective(settle=1.0), "warmup_drift, warmup_counted"),
     ):
         kept, before = one.objective, buffers(one)
-        with pytest.raises(
-            ValueError, match=f"no buffers {missing}.* make a new XBM, with settle= or compensate= from"
-        ):
+        sentence = f"no buffers {missing}.*: make a new XBM, with settle= or compensate= from the start"
+        with pytest.raises(ValueError, match=sentence):
             one.objective = objective
         assert one.objective is kept
         same(buffers(one), before)
