@@ -152,7 +152,7 @@ def accepts(source: type, *, without: tuple[str, ...] = ()) -> Callable[[type[T]
     def decorate(owner: type[T]) -> type[T]:
         init: Any = owner.__init__
         own = [one for one in inspect.signature(init).parameters.values() if one.kind is not one.VAR_KEYWORD]
-        known = {one.name for one in own}
+        known = {one.name for one in own if one.name != "self"}
         taken = [_parameter(one) for name, one in declared(source).items() if name in names and name not in known]
 
         @wraps(init)
@@ -172,7 +172,7 @@ def refuse_unknown(owner: str, given: Mapping[str, Any], accepted: tuple[str, ..
     for name in given:
         if name not in accepted:
             near = get_close_matches(name, accepted, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(accepted))}"
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted({*accepted}))}"
             raise TypeError(f"{owner} has no option {name!r}: {hint}")
 
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from xbm.batch import ALONE, Group
 from xbm.integrations.torch.memory import Memory
 from xbm.integrations.torch.ranks import Together, is_initialized
-from xbm.losses import RowLoss
+from xbm.losses import Differentiated, RowLoss
 from xbm.memory_state import MemoryState
 from xbm.mining import Miner
 from xbm.objective import Objective
@@ -64,7 +64,9 @@ def shown(value: Any) -> Any:
         return {name: shown(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [shown(one) for one in value]
-    if is_dataclass(value):
+    if isinstance(value, Differentiated):
+        return shown(value.function)
+    if is_dataclass(value) and not callable(value):
         return repr(value)
     if isinstance(value, RowLoss | Miner):
         return type(value).__name__

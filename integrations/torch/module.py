@@ -103,17 +103,19 @@ class XBM(Memory):
         group: dist.ProcessGroup | None = None,
         **options: Unpack[Options],
     ) -> None:
-        given = {"loss": loss, **options} if objective is None else objective.values()
+        given: dict[str, Any] = {"loss": loss, **options}  # a loss or a miner of another library as it came
         pair_loss, options["miner"] = adapted(loss, options.get("miner"), dim=dim)
         if options["miner"] is None:
             del options["miner"]
-        objective = objective_of(objective, pair_loss, options)
+        made = objective_of(objective, pair_loss, options)
+        if objective is not None:
+            given = made.values()
         if embed is not None and not callable(embed):
             raise TypeError(f"embed must be callable as embed(ids), got {embed!r:.80}")
-        rounds = _rounds_of(objective)
+        rounds = _rounds_of(made)
         if (embed is None) != (rounds is None):
             raise ValueError("embed(ids) is for Compensation(probes=...), whose rows it embeds: pass both or neither")
-        super().__init__(objective, dim, capacity, dtype=dtype, device=device, shard=shard, group=group)
+        super().__init__(made, dim, capacity, dtype=dtype, device=device, shard=shard, group=group)
         self._rounds = rounds
         # In a tuple, so that a module does not become a submodule: its weights belong to the encoder.
         self._embed = (embed,)
