@@ -610,7 +610,7 @@ def test_raising_on_values_is_refused_under_a_compiler(monkeypatch):
     """As a compiler sees it: tracing, values may not be read."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     x, labels, _ = next(numbers(0, 1))
-    with pytest.raises(RuntimeError, match='on_nonfinite="raise" .* impossible under a compiler: use "skip"'):
+    with pytest.raises(RuntimeError, match=r'on_nonfinite="raise" .* impossible under a compiler: use "skip"'):
         XBM(4, 8, on_nonfinite="raise")(x, labels)
     assert torch.isfinite(XBM(4, 8, warmup=0)(x, labels))
 
