@@ -38,7 +38,7 @@ def group_of(
     if sharded and module.shard != (rank, size):
         raise RuntimeError(
             f"this memory is shard {module.shard.index} of {module.shard.shards}, and this process is rank {rank} of "
-            f"{size}: make a new XBM in the process group that uses it, and load the state into that"
+            f"{size}: make a new XBM in the process group that uses it, and load the state into it"
         )
     if size == 1 or (mode == "evaluate" and not sharded):
         return ALONE

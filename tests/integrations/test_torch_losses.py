@@ -192,4 +192,4 @@ def test_a_library_without_autodiff_says_so():
 
     objective = core.Objective(loss=contrastive)
     with pytest.raises(NotImplementedError, match="cannot differentiate a function"):
-        objective.step(core.init(capacity=4, dim=2), np.ones((2, 2), np.float32), np.asarray([0, 1]))
+        objective.step(objective.init(capacity=4, dim=2), np.ones((2, 2), np.float32), np.asarray([0, 1]))
