@@ -23,7 +23,8 @@ from xbm.reductions import Results, Summaries
 x, y = torch.randn(4, 8), torch.arange(4)
 module = XBM(dim=8, capacity=64)
 objective = xbm.Objective(loss="supcon", miner=xbm.MultiSimilarityMiner())
-state = xbm.init(capacity=64, dim=8)
+memory = xbm.init(capacity=64, dim=8)
+state = objective.init(capacity=64, dim=8)
 """
 
 PROMISES = """
@@ -37,12 +38,16 @@ assert_type(module.capacity, int)
 assert_type(module.rows(), xbm.Rows)
 assert_type(module.half().to("cpu"), XBM)
 
-assert_type(state, xbm.MemoryState)
-assert_type(xbm.enqueue(state, x, y, on_nonfinite="raise"), xbm.MemoryState)
-assert_type(xbm.rows(state), xbm.Rows)
+assert_type(memory, xbm.MemoryState)
+assert_type(xbm.enqueue(memory, x, y, on_nonfinite="raise"), xbm.MemoryState)
+assert_type(xbm.rows(memory), xbm.Rows)
+assert_type(objective.init(capacity=64, dim=8), xbm.State)
+assert_type(objective.begin(memory), xbm.State)
 assert_type(objective.step(state, x, y), xbm.Step)
-assert_type(objective.step(state, x, y).state, xbm.MemoryState)
-assert_type(xbm.drift.returning(state, x, y), xbm.drift.Drift)
+assert_type(objective.step(state, x, y).state, xbm.State)
+assert_type(objective.step(state, x, y).state.memory, xbm.MemoryState)
+assert_type(objective.step(state, x, y).report, xbm.Report)
+assert_type(xbm.drift.returning(memory, x, y), xbm.drift.Drift)
 assert_type(xbm.drift.Probe(apart=[10]).record(0, x), dict[int, float])
 assert_type(metrics.retrieval(x, y, k=[1, 10]).recall, dict[int, float])
 DataLoader(TensorDataset(x, y), batch_sampler=sampling.PKSampler(y, classes=2, instances=1))
@@ -91,6 +96,9 @@ for loss in ("contrastive", xbm.Contrastive(reduction="sum"), Spread(), Push()):
 XBM(8, 64, pull, miner="multi-similarity", device=torch.device("cpu"))
 XBM(8, 64, Learned())
 XBM(8, 64, "contrastive", reduction="sum")
+XBM(8, 64, objective=objective)
+XBM(8, 64, warmup=2)
+module.objective = objective
 """
 
 MISTAKES = """
@@ -100,6 +108,9 @@ XBM(8, 64, 0.1)
 XBM(8, 64, lambda S: S)
 XBM(8, 64, reduction="median")
 XBM(8, 64, copies="drop")
+XBM(8, 64, wieght=2.0)
+XBM(8, 64, warmup="2")
+XBM(8, 64, objective="supcon")
 XBM(8, 64, on_nonfinite="ignore")
 module()
 module(x, y, id=y)
@@ -112,9 +123,11 @@ xbm.enqueue(x, y)
 xbm.enqueue(module, x, y)
 xbm.Objective("supcon")
 xbm.Objective(copies=True)
+xbm.Objective(warmup=1.5)
 xbm.Contrastive(reduction="max")
 objective.step(state, x, y).grad
 objective.step(x, y, state=state)
+objective.step(memory, x, y)
 xbm.PairLoss()
 """
 

@@ -330,5 +330,6 @@ def objective_of(objective: Objective | None, loss: LossLike | None, options: Op
         raise TypeError(f"objective must be an xbm.Objective, got {objective!r:.80}")
     given = [*(["loss"] if loss is not None else []), *options]
     if given:
-        raise ValueError(f"{', '.join(given)} belong to the objective: pass the objective or its options, not both")
+        names = ", ".join(f"{name}=" for name in given)
+        raise ValueError(f"pass the objective or its options, not both: got objective= and {names}")
     return objective

@@ -173,7 +173,7 @@ def refuse_unknown(owner: str, given: Mapping[str, Any], accepted: tuple[str, ..
     for name in given:
         if name not in accepted:
             near = get_close_matches(name, accepted, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(accepted))}"
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted({*accepted}))}"
             raise TypeError(f"{owner} has no option {name!r}: {hint}")
 
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from xbm.batch import ALONE, Group
 from xbm.integrations.torch.memory import Memory
 from xbm.integrations.torch.ranks import Together, is_initialized
-from xbm.losses import RowLoss
+from xbm.losses import Differentiated, RowLoss
 from xbm.memory_state import MemoryState
 from xbm.mining import Miner
 from xbm.objective import Objective
@@ -38,7 +38,7 @@ def group_of(
     if sharded and module.shard != (rank, size):
         raise RuntimeError(
             f"this memory is shard {module.shard.index} of {module.shard.shards}, and this process is rank {rank} of "
-            f"{size}: make a new XBM in the process group that uses it, and load the state into that"
+            f"{size}: make a new XBM in the process group that uses it, and load the state into it"
         )
     if size == 1 or (mode == "evaluate" and not sharded):
         return ALONE
@@ -64,7 +64,9 @@ def shown(value: Any) -> Any:
         return {name: shown(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [shown(one) for one in value]
-    if is_dataclass(value):
+    if isinstance(value, Differentiated):
+        return shown(value.function)
+    if is_dataclass(value) and not callable(value):
         return repr(value)
     if isinstance(value, RowLoss | Miner):
         return type(value).__name__

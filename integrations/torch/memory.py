@@ -75,6 +75,8 @@ class Memory(torch.nn.Module):
 
     @objective.setter
     def objective(self, objective: Objective) -> None:
+        if self.shard.shards > 1:
+            objective.check_mergeable()
         wanted = named(objective.init(capacity=1, dim=1, xp=xp))
         if missing := [name for name in wanted if name not in self._buffers]:
             raise ValueError(
@@ -85,6 +87,7 @@ class Memory(torch.nn.Module):
             if name not in wanted:
                 delattr(self, name)
         self._objective = objective
+        self._replaced()
 
     @property
     def capacity(self) -> int:
@@ -128,6 +131,9 @@ class Memory(torch.nn.Module):
 
     def _renewed(self) -> None:
         """Respond to a new or a loaded memory: a hook for subclasses."""
+
+    def _replaced(self) -> None:
+        """Respond to a new objective: a hook for subclasses."""
 
     def _keep(self, state: State) -> None:
         """Copy into the buffers the values that were not written in place."""
@@ -224,8 +230,8 @@ class Memory(torch.nn.Module):
                 _check_dense(name, saved[name])
         state = from_named(saved)
         fresh = self.objective.begin(self._fitted_memory(state.memory))
-        others = list(map(_fitted_part, PARTS, state, fresh))[1:]
-        return State(fresh.memory, *others)
+        _, *parts = zip(PARTS, state, fresh, strict=True)
+        return State(fresh.memory, *(_fitted_part(*one) for one in parts))
 
     def _fitted_memory(self, saved: MemoryState) -> MemoryState:
         problem = memory.inconsistency(saved)

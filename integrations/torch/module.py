@@ -103,18 +103,19 @@ class XBM(Memory):
         group: dist.ProcessGroup | None = None,
         **options: Unpack[Options],
     ) -> None:
-        given = {"loss": loss, **options} if objective is None else objective.values()
+        given: dict[str, Any] = {"loss": loss, **options}  # a loss or a miner of another library as it came
         pair_loss, options["miner"] = adapted(loss, options.get("miner"), dim=dim)
         if options["miner"] is None:
             del options["miner"]
-        objective = objective_of(objective, pair_loss, options)
+        made = objective_of(objective, pair_loss, options)
+        if objective is not None:
+            given = made.values()
         if embed is not None and not callable(embed):
             raise TypeError(f"embed must be callable as embed(ids), got {embed!r:.80}")
-        compensate = objective.compensate
-        rounds = Rounds(compensate.due) if compensate is not None and compensate.probes else None
+        rounds = _rounds_of(made)
         if (embed is None) != (rounds is None):
             raise ValueError("embed(ids) is for Compensation(probes=...), whose rows it embeds: pass both or neither")
-        super().__init__(objective, dim, capacity, dtype=dtype, device=device, shard=shard, group=group)
+        super().__init__(made, dim, capacity, dtype=dtype, device=device, shard=shard, group=group)
         self._rounds = rounds
         # In a tuple, so that a module does not become a submodule: its weights belong to the encoder.
         self._embed = (embed,)
@@ -259,6 +260,10 @@ class XBM(Memory):
         twin.marker = torch.full_like(self.marker, twin._mark)
         return twin
 
+    def _replaced(self) -> None:
+        """Time the rounds of compensation as the new objective says."""
+        self._rounds = _rounds_of(self.objective)
+
     def _renewed(self) -> None:
         """Reset the figures, the marker and the count of calls."""
         device = self.embeddings.device
@@ -269,6 +274,12 @@ class XBM(Memory):
         self.marker.fill_(self._mark)
         if self._rounds is not None:
             self._rounds.forget()
+
+
+def _rounds_of(objective: Objective) -> Rounds | None:
+    """Return the count of calls that tells when a round of compensation is due; None if there are no rounds."""
+    compensate = objective.compensate
+    return Rounds(compensate.due) if compensate is not None and compensate.probes else None
 
 
 def _check_no_recomputation() -> None:

@@ -16,7 +16,8 @@ from tests.pair_losses import LOSSES
 from tests.strategies import capacities, histories, named
 from xbm import metrics
 from xbm.integrations.torch import XBM
-from xbm.memory import MemoryState
+from xbm.memory_state import MemoryState
+from xbm.state import named as arrays
 
 OPTIONS = [
     {},
@@ -66,7 +67,7 @@ def test_is_the_core_step_by_step(options, history, capacity):
     dim = history[0].x.shape[1]
     module = XBM(dim, capacity, warmup=1, **options)
     objective = module.objective
-    state = core.init(capacity=capacity, dim=dim, dtype=module.embeddings.dtype, xp=xp)
+    state = objective.init(capacity=capacity, dim=dim, dtype=module.embeddings.dtype, xp=xp)
     for batch in history:
         (x, labels), keywords = tensors(batch)
         loss = module(x, labels, **keywords)
@@ -75,8 +76,8 @@ def test_is_the_core_step_by_step(options, history, capacity):
         state = result.state
         assert torch.equal(torch.nan_to_num(loss.detach()), torch.nan_to_num(result.loss))
         assert torch.equal(torch.nan_to_num(x.grad), torch.nan_to_num(result.gradient))
-        assert list(module.report.values()) == pytest.approx(result.report.tolist(), nan_ok=True)
-        for name, value in state._asdict().items():
+        assert list(module.report.values()) == pytest.approx(result.report.stacked().tolist(), nan_ok=True)
+        for name, value in arrays(state).items():
             assert torch.equal(getattr(module, name), value), name
 
 
@@ -329,7 +330,8 @@ def test_autocast_recasts_nothing():
 
 def test_metrics_and_the_core_ignore_autocast():
     x, labels = torch.randn(50, 4), torch.arange(50) % 5
-    objective, state = core.Objective(warmup=0), core.init(capacity=8, dim=4, xp=xp)
+    objective = core.Objective(warmup=0)
+    state = objective.init(capacity=8, dim=4, xp=xp)
     plain = metrics.retrieval(x, labels), objective.evaluate(state, x, labels, gradient=True).gradient
     with torch.autocast("cpu", dtype=torch.bfloat16):
         under = metrics.retrieval(x, labels), objective.evaluate(state, x, labels, gradient=True).gradient
@@ -371,9 +373,10 @@ def test_the_memory_carries_no_graph():
 def test_the_core_cuts_the_graph_itself_and_its_loss_has_the_closed_form():
     x, labels, ids = next(numbers(0, 1))
     x.requires_grad_()
-    state = core.enqueue(core.init(capacity=8, dim=4, xp=xp), x, labels, ids=ids)
+    memory = core.enqueue(core.init(capacity=8, dim=4, xp=xp), x, labels, ids=ids)
+    state = core.Objective(warmup=0).begin(memory)
     result = core.Objective(warmup=0).step(state, x, labels, ids=ids)
-    assert not any(array.requires_grad for array in (*state, *result.state, result.gradient, result.report))
+    assert not any(array.requires_grad for array in (*memory, *result.state.memory, result.gradient, *result.report))
     result.loss.backward()
     assert torch.equal(x.grad, result.gradient)
     assert not core.Objective(warmup=0).step(state, x.detach(), labels, ids=ids).loss.requires_grad
@@ -382,12 +385,13 @@ def test_the_core_cuts_the_graph_itself_and_its_loss_has_the_closed_form():
 def test_a_device_is_never_waited_for():
     """The meta device has no values, so reading one fails."""
     x, labels = torch.randn(4, 8, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta")
-    state, objective = core.init(capacity=64, dim=8, xp=xp, device="meta"), core.Objective(warmup=2)
+    objective = core.Objective(warmup=2)
+    state = objective.init(capacity=64, dim=8, xp=xp, device="meta")
     for options in ({}, {"ids": labels, "enqueue": labels == 0}, {"keys": x}):
         state = objective.step(state, x, labels, **options).state
     assert objective.evaluate(state, x, labels, ids=labels, gradient=True).gradient.shape == x.shape
     with pytest.raises(RuntimeError, match="meta"):
-        core.rows(state)
+        core.rows(state.memory)
 
 
 def test_an_empty_batch_is_a_differentiable_zero():
@@ -463,7 +467,7 @@ def test_report_is_a_read_only_mapping():
     assert all(np.isnan(value) for value in module.report.values())
     x, labels, ids = next(numbers(0, 1))
     module(x, labels, ids=ids)
-    assert list(module.report) == list(core.objective.REPORT)
+    assert list(module.report) == list(core.REPORT)
     assert module.report["fill"] == 0.75
     assert "fill=0.75" in repr(module.report)
     with pytest.raises(KeyError, match="the report has batch_loss"):
@@ -495,8 +499,9 @@ def test_repr_shows_the_options():
 
 @pytest.mark.parametrize("with_keys", [False, True], ids=["two views", "keys"])
 def test_no_labels(with_keys):
-    """Without labels, each sample is its own class, in training and in evaluation, as in the core."""
-    module, state = XBM(4, 16, "supcon", warmup=1), core.init(capacity=16, dim=4, xp=xp)
+    """Each sample is its own class, in training and in evaluation, as in the core."""
+    module = XBM(4, 16, "supcon", warmup=1)
+    state = module.objective.init(capacity=16, dim=4, xp=xp)
     for x, _, ids in numbers(0, 5):
         given = {"keys": x.flip(1)} if with_keys else {"ids": ids % 3}
         loss = module(x, **given)
@@ -605,7 +610,7 @@ def test_raising_on_values_is_refused_under_a_compiler(monkeypatch):
     """As under a compiler: values are not available while tracing."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     x, labels, _ = next(numbers(0, 1))
-    with pytest.raises(RuntimeError, match='which a compiler cannot: use "skip"'):
+    with pytest.raises(RuntimeError, match=r'on_nonfinite="raise" .* impossible under a compiler: use "skip"'):
         XBM(4, 8, on_nonfinite="raise")(x, labels)
     assert torch.isfinite(XBM(4, 8, warmup=0)(x, labels))
 

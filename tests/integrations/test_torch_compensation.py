@@ -1,6 +1,7 @@
 """Compensation in PyTorch: rounds equal the core's, have no side effects, resume exactly, and agree on all ranks."""
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,10 +11,10 @@ import torch.distributed as dist
 from torch import nn
 
 from tests.processes import shared
-from xbm import Compensation, compensation
+from xbm import Compensation, Objective, compensation
 from xbm.integrations.torch import XBM
 from xbm.integrations.torch.compensation import unchanged_statistics
-from xbm.memory import MemoryState
+from xbm.state import from_named, named
 
 DIM, CAPACITY, SAMPLES = 4, 32, 40
 ROUNDS = {"probes": 16, "every": 3}
@@ -66,14 +67,15 @@ def test_a_round_is_the_cores_and_touches_nothing_else():
     encoder = network()
     module = made(encoder)
     train(encoder, module, torch.optim.SGD(encoder.parameters(), lr=0.1), range(3))
-    state = MemoryState(*(module.get_buffer(name).clone() for name in MemoryState._fields))
-    motion = compensation.Motion(*(one.clone() for one in motion_of(module).values()))
+    before = from_named(buffers(module))
     statistics, generator = buffers(encoder), torch.random.get_rng_state()
 
-    slots, filled = module.objective.compensate.slots(state)
+    slots, filled, known = module.objective.compensate.probe(before.memory)
+    assert torch.equal(known, before.memory.ids[slots])
     with torch.no_grad():
-        fresh = copy.deepcopy(encoder)(PICTURES[state.ids[slots]])
-    state, motion = module.objective.compensate.move(state, motion, slots, fresh, filled)
+        fresh = copy.deepcopy(encoder)(PICTURES[known])
+    memory, motion = module.objective.compensate.move(before.memory, before.motion, slots, fresh, filled)
+    before = before._replace(memory=memory, motion=motion)
 
     ids = torch.arange(12)
     z = encoder(PICTURES[ids])
@@ -84,9 +86,8 @@ def test_a_round_is_the_cores_and_touches_nothing_else():
     assert not torch.equal(statistics["1.running_mean"], statistics_after["1.running_mean"])  # from the batch alone
     assert torch.equal(torch.random.get_rng_state(), generator)
 
-    expected = module.objective.step(state, z.detach(), ids % 5, ids=ids, motion=motion)
-    same({name: module.get_buffer(name) for name in MemoryState._fields}, expected.state._asdict())
-    same(motion_of(module), expected.motion._asdict())
+    expected = module.objective.step(before, z.detach(), ids % 5, ids=ids).state
+    same(buffers(module), named(expected))
     assert module.report["drift_after"] == float(expected.motion.after) < module.report["drift_before"]
 
 
@@ -128,7 +129,7 @@ def test_saved_with_and_loaded_without_and_the_other_way_round():
     still.load_state_dict(moving.state_dict())
     assert torch.equal(still.embeddings, moving.embeddings)
     moving.load_state_dict(still.state_dict())
-    same(motion_of(moving), compensation.init(moving._state())._asdict())
+    same(motion_of(moving), compensation.still(moving._state().memory)._asdict())
 
 
 def test_a_copy_and_a_cleared_memory_are_still():
@@ -161,7 +162,7 @@ def test_a_motion_goes_where_its_memory_goes():
     same(motion_of(module), motion_of(twin))
     with torch.device("meta"):
         empty = XBM(DIM, CAPACITY, compensate=Compensation())
-    same(motion_of(empty.to_empty(device="cpu")), compensation.init(empty._state())._asdict())
+    same(motion_of(empty.to_empty(device="cpu")), compensation.still(empty._state().memory)._asdict())
 
 
 def test_a_bad_motion_is_refused_and_half_a_one_is_none():
@@ -174,16 +175,16 @@ def test_a_bad_motion_is_refused_and_half_a_one_is_none():
         ("shift", saved["motion_shift"].to_sparse(), "motion_shift must be a dense tensor"),
         ("trust", saved["motion_trust"].numpy(), "motion_trust must be a dense tensor with values, got ndarray"),
         ("shift", torch.zeros(DIM + 1), r"motion_shift must have shape \(4,\), got \(5,\)"),
-        ("trust", torch.tensor(torch.nan), "its motion is not finite"),
+        ("trust", torch.tensor(torch.nan), "motion_trust is not finite"),
     ):
         for assign in (False, True):
-            with pytest.raises(RuntimeError, match=f"The memory was left as it is.* {sentence}"):
+            with pytest.raises(RuntimeError, match=f"The memory is unchanged.* {sentence}"):
                 module.load_state_dict(saved | {f"motion_{name}": value}, assign=assign)
             same(buffers(module), before)
     del saved["motion_trust"]
     with torch.inference_mode():
         module.load_state_dict(saved, assign=True)
-    same(motion_of(module), compensation.init(module._state())._asdict())
+    same(motion_of(module), compensation.still(module._state().memory)._asdict())
     train(encoder, module, torch.optim.SGD(encoder.parameters(), lr=0.1), range(7, 10))
 
 
@@ -192,22 +193,42 @@ def test_an_objective_that_is_replaced_stops_the_motion_and_cannot_start_it():
     module, plain = made(encoder, {}), XBM(DIM, CAPACITY, warmup=2)
     optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1)
     train(encoder, module, optimizer, range(5))
-    shift = module.motion_shift.clone()
     moving, module.objective = module.objective, plain.objective
-    train(encoder, module, optimizer, range(5, 7))
-    module.eval()(encoder(PICTURES), torch.arange(SAMPLES))
-    assert torch.equal(module.motion_shift, shift)
-    module.clear()
-    assert module.motion_shift.count_nonzero() == 0
-    plain.objective = moving
-    for one in (plain, plain.eval()):
-        with pytest.raises(ValueError, match="give compensate= or settle= when the XBM is made"):
-            one(encoder(PICTURES), torch.arange(SAMPLES))
+    assert not any(name.startswith("motion_") for name in buffers(module))
+    twin = XBM(DIM, CAPACITY, warmup=2)
+    twin.load_state_dict(module.state_dict())
+    for step in range(2):
+        x, ids = torch.randn(12, DIM, generator=torch.Generator().manual_seed(step)), torch.arange(12)
+        assert torch.equal(module(x, ids // 2, ids=ids), twin(x, ids // 2, ids=ids))
+    assert torch.equal(module.eval()(x, ids // 2), twin.eval()(x, ids // 2))
+    same(buffers(module), buffers(twin))
+    for one, objective, missing in (
+        (plain, moving, "motion_shift"),
+        (module, moving, "motion_shift"),
+        (plain, Objective(settle=1.0), "warmup_drift, warmup_counted"),
+    ):
+        kept, before = one.objective, buffers(one)
+        sentence = f"no buffers {missing}.*: make a new XBM, with settle= or compensate= from the start"
+        with pytest.raises(ValueError, match=sentence):
+            one.objective = objective
+        assert one.objective is kept
+        same(buffers(one), before)
     following = XBM(DIM, CAPACITY, compensate=Compensation())
     following.objective = made(encoder).objective
-    with pytest.raises(ValueError, match=r"give embed= when it is made, or probes=0"):
+    with pytest.raises(ValueError, match=r"make it with embed=, or compensate with probes=0"):
         following(encoder(PICTURES), torch.arange(SAMPLES), ids=torch.arange(SAMPLES))
-    assert plain.step == following.step == 0
+    assert following.step == 0
+
+
+def test_rounds_are_those_of_the_objective_that_is_there():
+    encoder, embedded = network(), []
+    module = made(encoder, {"probes": 16, "every": 1})
+    module._embed = (lambda ids: embedded.append(int(module.step)) or encoder(PICTURES[ids]),)
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1)
+    train(encoder, module, optimizer, range(3))
+    module.objective = replace(module.objective, compensate=Compensation(probes=16, every=3))
+    train(encoder, module, optimizer, range(3, 10))
+    assert embedded == [1, 2, 3, 6, 9]
 
 
 def test_evaluation_moves_nothing():
@@ -231,24 +252,29 @@ def test_bad_embeddings_are_refused_and_nothing_is_lost():
     encoder, ids = network(), torch.arange(12)
     for embed, error, sentence in (
         (lambda ids: encoder(PICTURES[ids])[1:], ValueError, "a row for each of the 12 ids, got 11"),
-        (lambda ids: PICTURES[ids], ValueError, r"what embed returns must have shape \(B, 4\), .* got \(12, 6\)"),
-        (lambda ids: None, TypeError, "what embed returns must be an array of torch, got NoneType"),
-        (lambda ids: torch.zeros(len(ids), DIM, dtype=torch.int64), TypeError, "what embed returns must be float32"),
+        (lambda ids: PICTURES[ids], ValueError, r"the result of embed must have shape \(B, 4\), .* got \(12, 6\)"),
+        (lambda ids: None, TypeError, "the result of embed must be an array of torch, got NoneType"),
+        (lambda ids: torch.zeros(len(ids), DIM, dtype=torch.int64), TypeError, "the result of embed must be float32"),
     ):
         module = XBM(DIM, CAPACITY, compensate=Compensation(probes=16, every=1), embed=embed)
         module(encoder(PICTURES[ids]), ids % 5, ids=ids)
         refuses(error, sentence, module, partial(module, encoder(PICTURES[ids]), ids % 5, ids=ids))
     module = made(encoder, {"probes": 16, "every": 1})
     module(encoder(PICTURES[ids]), ids % 5)
-    refuses(ValueError, "knows no samples .* give every batch its ids", module, partial(module, PICTURES[:, :4], ids))
+    refuses(
+        ValueError,
+        "the memory rows have none: pass the ids of each batch",
+        module,
+        partial(module, PICTURES[:, :4], ids),
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "error", "sentence"),
     [
-        ({"compensate": Compensation(probes=16)}, ValueError, "give both or none"),
-        ({"compensate": Compensation(), "embed": len}, ValueError, "give both or none"),
-        ({"embed": len}, ValueError, "give both or none"),
+        ({"compensate": Compensation(probes=16)}, ValueError, "pass both or neither"),
+        ({"compensate": Compensation(), "embed": len}, ValueError, "pass both or neither"),
+        ({"embed": len}, ValueError, "pass both or neither"),
         (
             {"compensate": Compensation(probes=16), "embed": 3},
             TypeError,
@@ -365,7 +391,7 @@ def fails_on_one(rank):
 def test_a_rank_that_cannot_embed_tells_the_others():
     (told, step), (own, _) = shared(2).run(fails_on_one, 1)
     assert step == 2
-    assert "rank 1 could not embed its rows anew, so no memory was moved" in told
+    assert "rank 1 could not embed its rows again, so no memory was moved" in told
     assert own == "no picture"
 
 

@@ -8,11 +8,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.integrations.test_torch import numbers
 from tests.strategies import histories
-from xbm import Objective, init
+from xbm import REPORT, Objective
 from xbm.integrations.torch import XBM
 from xbm.losses import LOSSES
-from xbm.memory import MemoryState
-from xbm.objective import REPORT
+from xbm.memory_state import MemoryState
 
 OPTIONS = [
     {},
@@ -73,7 +72,7 @@ def test_memories_of_other_capacities_compile_too():
     objective = Objective(warmup=0)
     step = torch.compile(objective.step, backend="eager", fullgraph=True)
     for capacity in (8, 12):
-        states = [init(capacity=capacity, dim=4, xp=array_api_compat.torch) for _ in range(2)]
+        states = [objective.init(capacity=capacity, dim=4, xp=array_api_compat.torch) for _ in range(2)]
         for x, labels, ids in batches([6, 6]):
             found = [one(state, x, labels, ids=ids) for one, state in zip((step, objective.step), states, strict=True)]
             torch.testing.assert_close(found[0].loss, found[1].loss)

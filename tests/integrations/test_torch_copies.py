@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.integrations.test_torch import numbers, snapshot
 from xbm.integrations.torch import XBM
-from xbm.memory import MemoryState
+from xbm.memory_state import MemoryState
 
 
 class Model(torch.nn.Module):

@@ -194,4 +194,4 @@ def test_a_library_without_autodiff_says_so():
     with pytest.raises(
         NotImplementedError, match="a function as a loss needs automatic differentiation, which numpy lacks"
     ):
-        objective.step(core.init(capacity=4, dim=2), np.ones((2, 2), np.float32), np.asarray([0, 1]))
+        objective.step(objective.init(capacity=4, dim=2), np.ones((2, 2), np.float32), np.asarray([0, 1]))

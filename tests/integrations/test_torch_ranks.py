@@ -12,7 +12,7 @@ from tests.processes import shared
 from tests.strategies import named
 from xbm import PairLoss
 from xbm.integrations.torch import XBM
-from xbm.memory import MemoryState
+from xbm.memory_state import MemoryState
 
 DIM, CAPACITY = 4, 16
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}

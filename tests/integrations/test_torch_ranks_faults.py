@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.processes import answer, pool, shared
+from xbm import Objective
 from xbm.integrations.torch import XBM
-from xbm.memory import MemoryState
+from xbm.memory_state import MemoryState
 
 DIM, CAPACITY = 4, 16
 
@@ -294,7 +295,7 @@ def broken(x):
 def test_a_shard_is_refused_elsewhere_and_fill_tells_of_a_broken_encoder(ranks):
     (one, _, told), (_, _, raised) = ranks.run(elsewhere)
     with pytest.raises(
-        RuntimeError, match="this memory is shard 0 of 2, and this process is rank 0 of 1: make it anew"
+        RuntimeError, match="this memory is shard 0 of 2, and this process is rank 0 of 1: make a new XBM"
     ):
         pickle.loads(one)(*batch(0))
     assert raised == ("ArithmeticError", "no embedding today")
@@ -468,14 +469,16 @@ def constructed():
     return [
         refusal(lambda: XBM(DIM, 15, shard=True)),
         refusal(lambda: XBM(DIM, CAPACITY, "triplet", shard=True)),
+        refusal(lambda: setattr(XBM(DIM, CAPACITY, shard=True), "objective", Objective(loss="triplet"))),
         refusal(lambda: XBM(DIM, CAPACITY, miner="margin", loss=lambda S, P, N: S.sum(1), shard=True)),
     ]
 
 
 def test_what_cannot_be_sharded_is_refused(ranks):
-    for odd, triplet, function in ranks.run(constructed):
+    for odd, triplet, replaced, function in ranks.run(constructed):
         assert "capacity must be a multiple of the 2 ranks" in odd[1]
-        assert "Triplet(margin=0.2, reduction='mean') sees whole rows" in triplet[1]
+        assert "Triplet(margin=0.2, reduction='mean') needs whole rows" in triplet[1]
+        assert replaced == triplet
         assert "<lambda>" in function[1]
     with pytest.raises(ValueError, match="init_process_group"):
         XBM(DIM, CAPACITY, shard=True)
