@@ -134,42 +134,34 @@ def documented(owner: type[T]) -> type[T]:
     return _with_docs(owner, owner)
 
 
-def accepts(source: type, *, without: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
-    """Decorate a class whose `__init__` passes `**options` on to a dataclass.
+def accepts(source: type) -> Callable[[type[T]], type[T]]:
+    """Decorate a class whose `__init__` passes `**options` on to a dataclass, `source`.
 
-    The signature shows the options one by one, `{options}` in the docstring becomes their descriptions, and a name
-    that is no option is refused with the nearest one that is.
-
-    Parameters
-    ----------
-    source : type
-        The dataclass that declares the options.
-    without : tuple of str
-        Options that the class does not take.
+    The signature shows the options one by one, `{options}` in the docstring becomes their descriptions, and an error for
+    an unknown name suggests the nearest option.
     """
-    names = tuple(name for name in declared(source) if name not in without)
 
     def decorate(owner: type[T]) -> type[T]:
         init: Any = owner.__init__
         own = [one for one in inspect.signature(init).parameters.values() if one.kind is not one.VAR_KEYWORD]
         known = [one.name for one in own[1:]]  # without `self`
-        taken = [_parameter(one) for name, one in declared(source).items() if name in names and name not in known]
-        accepted = (*known, *(one.name for one in taken))
+        taken = [_parameter(one) for name, one in declared(source).items() if name not in known]
+        names = tuple(one.name for one in taken)
 
         @wraps(init)
         def checked(self: Any, *arguments: Any, **given: Any) -> None:
-            refuse_unknown(owner.__name__, given, accepted)
+            check_names(owner.__name__, given, (*known, *names))
             init(self, *arguments, **given)
 
         checked.__signature__ = inspect.Signature([*own, *taken])  # type: ignore[attr-defined]
         setattr(owner, "__init__", checked)  # noqa: B010  (a type checker forbids the assignment)
-        return _with_docs(owner, source, only=tuple(name for name in names if name not in known))
+        return _with_docs(owner, source, only=names)
 
     return decorate
 
 
-def refuse_unknown(owner: str, given: Mapping[str, Any], accepted: tuple[str, ...]) -> None:
-    """Raise a TypeError if a keyword is no option, naming the nearest one."""
+def check_names(owner: str, given: Mapping[str, Any], accepted: tuple[str, ...]) -> None:
+    """Raise a TypeError if a keyword is not an option, with the nearest one."""
     for name in given:
         if name not in accepted:
             near = get_close_matches(name, accepted, n=1)
