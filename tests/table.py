@@ -70,8 +70,8 @@ def _strict():
 
 
 def _jax():
-    devices = f"--xla_force_host_platform_device_count={DEVICES}"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}"
+    given_ones = (os.environ.get(name, "") for name in ("XLA_FLAGS", "XBM_XLA_FLAGS"))
+    os.environ["XLA_FLAGS"] = f"{' '.join(given_ones)} --xla_force_host_platform_device_count={DEVICES}"
     import jax
     import jax.numpy as xp
 
