@@ -189,13 +189,18 @@ def test_float32_is_float64_rounded(backend, loss):
     np.testing.assert_allclose(W, W_64, rtol=1e-3, atol=1e-4 * np.abs(W_64).max())
 
 
+def block_rows(backend, rows, batch):
+    """Return rows of a block: as many as the batch has where each shape is compiled, and the in-batch term is one."""
+    return batch if backend.compiles else rows
+
+
 @pytest.mark.parametrize("loss", [*LOSSES, *SHARP], ids=repr)
 def test_a_memory_of_the_batch_is_the_batch(backend, loss):
     """The memory that holds exactly the batch has the in-batch value: each anchor's own slot is left out."""
     rng = np.random.default_rng(3)
     x, labels = backend.array(rng.normal(size=(12, 16))), backend.array(np.arange(12) % 3)
-    objective = xbm.Objective(loss=loss, warmup=0, block_rows=5)
-    state = xbm.init(capacity=20, dim=16, dtype=backend.xp.float64, xp=backend.xp)
+    objective = xbm.Objective(loss=loss, warmup=0, block_rows=block_rows(backend, 5, 12))
+    state = xbm.init(capacity=24, dim=16, dtype=backend.xp.float64, xp=backend.xp)
     nothing = objective.evaluate(state, x, labels)
     report = dict(zip(xbm.REPORT, backend.numpy(nothing.report), strict=True))
     assert report["memory_loss"] == 0
@@ -212,15 +217,15 @@ def test_half_precision_does_not_overflow(backend, loss):
     rows = normalize(rng.normal(size=(12, 16)))
     rows[:4] = rows[0]  # equal rows of different classes
     labels = backend.array(np.arange(12) % 3)
-    objective = xbm.Objective(loss=loss, warmup=0, block_rows=5)
+    objective = xbm.Objective(loss=loss, warmup=0, block_rows=block_rows(backend, 5, 12))
     for dtype in {"float16", "bfloat16"} & {*backend.storable}:
         x = backend.array(rows, dtype)
-        result = objective.step(xbm.init(capacity=20, dim=16, dtype=x.dtype, xp=xp), x, labels)
+        result = objective.step(xbm.init(capacity=24, dim=16, dtype=x.dtype, xp=xp), x, labels)
         gradient = backend.numpy(xp.astype(result.gradient, xp.float32))
         assert np.isfinite(float(result.loss))
         assert np.all(np.isfinite(gradient))
         assert np.any(gradient)
-        wide = xbm.init(capacity=20, dim=16, dtype=xp.float64, xp=xp)
+        wide = xbm.init(capacity=24, dim=16, dtype=xp.float64, xp=xp)
         same = objective.step(wide, xp.astype(x, xp.float64), labels)
         if loss not in MINED and not isinstance(loss, SmoothAP):  # whose choices and ranks rounding may turn
             np.testing.assert_allclose(float(result.loss), float(same.loss), rtol=0.05)
@@ -230,7 +235,7 @@ def test_half_precision_does_not_overflow(backend, loss):
 def test_batches_of_one(backend, loss):
     """Against nothing, itself and others: finite, and zero as long as there are no pairs."""
     rng = np.random.default_rng(5)
-    objective = xbm.Objective(loss=loss, warmup=0, block_rows=3)
+    objective = xbm.Objective(loss=loss, warmup=0, block_rows=block_rows(backend, 3, 1))
     state = xbm.init(capacity=6, dim=16, dtype=backend.xp.float64, xp=backend.xp)
     for call in range(8):
         x, label = backend.array(rng.normal(size=(1, 16))), backend.array(np.asarray([call % 2]))
