@@ -70,8 +70,8 @@ def _strict():
 
 
 def _jax():
-    devices = f"--xla_force_host_platform_device_count={DEVICES}"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}"
+    given_ones = (os.environ.get(name, "") for name in ("XLA_FLAGS", "XBM_XLA_FLAGS"))
+    os.environ["XLA_FLAGS"] = f"{' '.join(given_ones)} --xla_force_host_platform_device_count={DEVICES}"
     import jax
     import jax.numpy as xp
 
@@ -169,6 +169,9 @@ NEEDS = {
     "tests/test_benchmarks.py": ("torch", "click", "rich"),
 }
 """Path prefixes of tests, and the packages without which these tests are ignored."""
+
+APART = ("test_torch_compile", "test_jax", "test_tensorflow", "test_tensorflow_namespace")
+"""Files of slow tests that share nothing: any worker takes one."""
 
 DATA = {"XBM_OMNIGLOT": "Omniglot is not part of the repository: set the variable to the path of its .npz"}
 """Environment variable with the path of a data set: reason why its tests are skipped if it is unset."""

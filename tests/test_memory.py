@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 import xbm
 from tests import oracle
-from tests.strategies import batches, capacities, dims, histories
+from tests.strategies import SIZES, batches, capacities, dims, histories, lengths, other_capacities
 from xbm import memory, placing
 from xbm.state import named
 
@@ -94,14 +94,14 @@ class MemoryMachine(RuleBasedStateMachine):
         self.state = xbm.clear(self.state)
         self.model.rows.clear()
 
-    @rule(capacity=capacities)
+    @rule(capacity=other_capacities)
     def resize(self, capacity):
         self.state = xbm.resize(self.state, capacity)
         self.model.rows = type(self.model.rows)(self.model.rows, maxlen=capacity)
 
     @rule(data=st.data(), fault=st.sampled_from(["labels", "dim", "length", "mask", "ids", "nonfinite"]))
     def refuse(self, data, fault):
-        batch = data.draw(batches(self.dim, sizes=st.integers(1, 3)))
+        batch = data.draw(batches(self.dim, sizes=lengths(1, 3, SIZES)))
         x, labels, ids, mask = batch.x, batch.labels, np.zeros(len(batch.x), np.int64), np.ones(len(batch.x), bool)
         options = {}
         if fault == "labels":
@@ -142,7 +142,7 @@ def test_split_batches_store_what_whole_ones_do(backend, history, data, capacity
     for batch in history:
         arrays, keywords = as_arrays(backend, batch)
         whole = xbm.enqueue(whole, *arrays, **keywords)
-        at = data.draw(st.integers(0, len(batch.x)))
+        at = data.draw(lengths(0, len(batch.x), [0, 3]))
         for part in (slice(None, at), slice(at, None)):
             piece = type(batch)(*(None if one is None else one[part] for one in batch))
             arrays, keywords = as_arrays(backend, piece)

@@ -96,7 +96,7 @@ def test_the_easiest_positive_is_neither_the_anchor_nor_its_stale_copy(backend):
     assert float(result.loss) == 1  # 1 - 0, for the other row
 
 
-@given(drawn=rows_of_pairs(), k=lengths(1, 5, [1, 3]), step=st.integers(0, 2**40), seed=st.integers(0, 2**31))
+@given(drawn=rows_of_pairs(), k=lengths(1, 5, [2]), step=st.integers(0, 2**40), seed=st.integers(0, 2**31))
 def test_draws_k_negatives_within_reach(backend, drawn, k, step, seed):
     S, P, N = drawn
     miner = DistanceWeightedMiner(dim=16, k=k, beyond=1.2, seed=seed)

@@ -189,9 +189,9 @@ def run(backend, pairing, objective, history, capacity, *, labelled):
 runs = {
     "seed": st.integers(0, 2**32 - 1),
     "calls": st.integers(1, 3),
-    "size": lengths(1, 5, [1, 4]),
+    "size": lengths(1, 5, [3]),
     "capacity": capacities,
-    "block_rows": lengths(1, 10, [2, 10]),
+    "block_rows": lengths(1, 10, [3]),
     "loss": st.sampled_from(sorted(LOSSES)),
     "ids": st.booleans(),
     "keys": st.booleans(),

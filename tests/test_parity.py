@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 import xbm
 from tests.oracle import normalize
-from tests.strategies import SIZES, capacities, dims, lengths
+from tests.strategies import SIZES, lengths, memories
 from xbm.memory_state import MemoryState
 
 TOLERANCE = {"float32": {"rtol": 2e-5, "atol": 2e-6}, "float64": {"rtol": 1e-10, "atol": 1e-12}}
@@ -20,8 +20,7 @@ LOSSES = [
 @given(
     options=st.sampled_from(LOSSES),
     sizes=st.lists(lengths(0, 20, SIZES), min_size=1, max_size=5),
-    capacity=capacities,
-    dim=dims,
+    shape=memories([(5, 3), (1, 1)]),
     seed=st.integers(0, 2**32 - 1),
     dtype=st.sampled_from([*TOLERANCE]),
     unit=st.booleans(),
@@ -29,9 +28,9 @@ LOSSES = [
     with_mask=st.booleans(),
 )
 @settings(max_examples=settings.default.max_examples // 2)
-def test_a_history_is_numpys(backend, options, sizes, capacity, dim, seed, dtype, unit, with_ids, with_mask):
-    """No ties and no similarities at a threshold, where rounding would decide."""
-    rng = np.random.default_rng(seed)
+def test_a_history_is_numpys(backend, options, sizes, shape, seed, dtype, unit, with_ids, with_mask):
+    """In general position: no ties and no similarity on a threshold, where rounding decides."""
+    rng, (capacity, dim) = np.random.default_rng(seed), shape
     objective = xbm.Objective(warmup=1, block_rows=3, normalize=not unit, **options)
     state = objective.init(capacity=capacity, dim=dim, dtype=getattr(backend.xp, dtype), xp=backend.xp)
     plain = objective.init(capacity=capacity, dim=dim, dtype=np.dtype(dtype))

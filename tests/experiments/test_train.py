@@ -152,7 +152,7 @@ def test_left_and_taken_up_it_ends_as_if_never_left(train, interrupt, precision,
     assert f"Stopped after step 7 of 24; resume with: xbm train --out {left.out} --resume" in left.output
     assert {path.name for path in left.out.iterdir()} == {"config.json", "checkpoint.safetensors"}
     assert signal.getsignal(number) is handler
-    if number == signal.SIGINT:
+    if number == signal.SIGINT and precision == "float32":
         process = in_a_new_process("train", "--out", left.out, "--resume")
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0, output

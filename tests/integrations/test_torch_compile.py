@@ -8,7 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.integrations.test_torch import numbers
 from tests.strategies import histories
-from xbm import REPORT, Objective
+from xbm import REPORT, Block, Objective
 from xbm.integrations.torch import XBM
 from xbm.losses import LOSSES
 from xbm.memory_state import MemoryState
@@ -132,11 +132,35 @@ def test_a_large_memory_is_walked_in_sixteen_blocks_at_most():
     assert products[0] <= 16 * 3 + 6  # similarities and two weight products per block, and the in-batch products
 
 
-@pytest.mark.parametrize("loss", {type(make()): name for name, make in LOSSES.items()}.values())
+NAMES = list({type(make()): name for name, make in LOSSES.items()}.values())
+FORMS = ["contrastive", "supcon", "batch-hard-triplet", "smooth-ap"]  # sided, of sums, of hardest pairs, whole rows
+
+
+@pytest.mark.parametrize("loss", sorted({*NAMES} - {*FORMS}))
+def test_every_loss_is_compiled_in_a_step(loss):
+    eager, compiled = (XBM(4, 300, loss, warmup=1) for _ in range(2))
+    call = torch.compile(compiled, backend="aot_eager", fullgraph=True)
+    assert_same(eager, compiled, call, batches([6, 6, 6]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", FORMS)
 def test_inductor_agrees(loss):
+    """On a whole step, of one loss of each form; of the others, on what is theirs alone."""
     eager, compiled = (XBM(4, 300, loss, warmup=1) for _ in range(2))
     call = torch.compile(compiled, fullgraph=True)
     assert_same(eager, compiled, call, batches([6, 6, 6]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", sorted({*NAMES} - {*FORMS}))
+def test_inductor_agrees_on_every_loss(loss):
+    """On a block of the memory, whose rows of pairs are all of a step that a loss has a hand in."""
+    generator = torch.Generator().manual_seed(0)
+    S = 2 * torch.rand((6, 300), generator=generator) - 1
+    kind = torch.randint(3, S.shape, generator=generator)
+    block = Block(S, (kind == 0) * 1.0, (kind == 1) * 1.0, torch.arange(300), torch.arange(6))
+    whole = LOSSES[loss]().whole
+    for one, other in zip(torch.compile(whole, fullgraph=True)(block), whole(block), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
