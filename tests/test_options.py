@@ -14,7 +14,7 @@ from xbm.losses import LossLike, PairReduction
 from xbm.mining import MinerLike
 from xbm.objective import Options, objective_of
 from xbm.options import accepts, choice, declared, described, documented, function, instance, kind_of, number, option
-from xbm.relation import OfLabels
+from xbm.relation import EQUALITY, OfLabels
 
 DECLARED = {xbm.Objective: declared(xbm.Objective), xbm.Compensation: declared(xbm.Compensation)}
 
@@ -121,7 +121,9 @@ def test_an_objective_is_made_again_with_other_options():
 
 
 @pytest.mark.parametrize(
-    "made", [xbm.Objective(), xbm.Compensation(), Tree(height=1), xbm.Contrastive()], ids=lambda one: type(one).__name__
+    "made",
+    [xbm.Objective(), xbm.Compensation(), EQUALITY, Tree(height=1), xbm.Contrastive()],
+    ids=lambda one: type(one).__name__,
 )
 def test_an_object_cannot_be_changed(made):
     before = repr(made)
