@@ -23,10 +23,10 @@ class Engine(Stepwise):
     """The plan's network, optimiser and memory; see the package.
 
     The initial weights are a function of the seed alone, and the user's random numbers are left as they are. `forward`
-    is what a training step calls the encoder by.
+    is what a training step calls the encoder by. `options` are more options of the `XBM`.
     """
 
-    def __init__(self, plan, images):
+    def __init__(self, plan, images, **options):
         shape = images.shape[1:]
         self.device = torch.device(plan.device)
         with torch.random.fork_rng(devices=()):
@@ -50,6 +50,7 @@ class Engine(Stepwise):
             weight=plan.weight,
             device=self.device,
             **memory,
+            **options,
         )
         self.optimizer = torch.optim.Adam([*self.encoder.parameters(), *self.xbm.parameters()], lr=plan.learning_rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=plan.precision == "float16")
