@@ -1,4 +1,4 @@
-"""What a step, its memory, the enqueue and a search cost, beside peers and beside the limit: `python -m benchmarks`.
+"""Cost of a step, its memory, the enqueue and a search, compared with peers and lower bounds: `python -m benchmarks`.
 
-No part of the package. Needs Linux, PyTorch and the `bench` extra; peers not installed are left out, and named.
+Not part of the package. Needs Linux, PyTorch and the `bench` extra. Peers that are not installed are skipped and named.
 """

@@ -1,7 +1,8 @@
-"""Who does a whole step: xbm, dense autograd, pytorch-metric-learning, and the two products that bound a dense one.
+"""The contenders of a whole step: xbm, dense autograd, pytorch-metric-learning, and the two matrix products.
 
-Each is built from a `Case`, its memory full, and called with a batch, which it stores. `bytes_per_pair` is about what a
-call needs for each pair of an anchor and a memory row, so that one too large is named instead of begun.
+The two products are a lower bound for a dense step. A contender is built from a `Case` with a full memory, and called
+with a batch, which it stores. `bytes_per_pair` approximates the bytes a call needs per pair of an anchor and a memory
+row; contenders that would exceed the available memory are skipped and named.
 """
 
 import torch
@@ -13,7 +14,7 @@ from xbm.integrations.torch import XBM
 
 
 class Products:
-    """X V^T and W V, nothing else."""
+    """The two products X V^T and W V only."""
 
     bytes_per_pair = 8
 
@@ -22,14 +23,14 @@ class Products:
         self.W = torch.rand(case.batch, case.capacity, device=case.device)
 
     def __call__(self, x, labels):
-        """Compute both."""
+        """Compute both products."""
         return x @ self.V.T, self.W @ self.V
 
 
 class Ours:
     """`xbm.integrations.torch.XBM`: `xbm(x, labels)` and `backward`."""
 
-    bytes_per_pair = 0  # in blocks
+    bytes_per_pair = 0  # it works in blocks
 
     def __init__(self, case, miner=None):
         self.xbm = XBM(case.dim, case.capacity, case.loss, miner=miner, warmup=0, device=case.device)
@@ -44,7 +45,7 @@ class Ours:
 
 
 class PairLists:
-    """pytorch-metric-learning's CrossBatchMemory over its loss of the same name; it has no in-batch term."""
+    """pytorch-metric-learning's CrossBatchMemory with its equivalent loss. It has no in-batch term."""
 
     bytes_per_pair = 40
 
@@ -70,7 +71,7 @@ STEPS = {PRODUCTS: Products, OURS: Ours, DENSE: dense.DenseAutograd, PAIRS: Pair
 
 
 def left_out(name, case):
-    """Return why a contender cannot be built for a case, or None if it can."""
+    """Return the reason why a contender cannot run a case, or None."""
     if name == PAIRS and not machine.installed(name):
         return "not installed"
     if name == PAIRS and case.loss not in PEERS:
@@ -84,9 +85,9 @@ def left_out(name, case):
 
 
 def line_up(case, *, limit):
-    """Return `(contenders, reasons)`, both by name: those that run a case, warmed up, and why the others do not.
+    """Return `(contenders, reasons)`, two dicts by name: the contenders that run a case, and why the others cannot.
 
-    A call that takes longer than `limit` seconds leaves its contender out.
+    The contenders are warmed up. A contender whose call takes longer than `limit` seconds is skipped.
 
     Raises
     ------
@@ -106,14 +107,14 @@ def line_up(case, *, limit):
 
 
 def _agree(ours, other):
-    """Refuse losses and gradients that differ by more than rounding explains."""
+    """Raise an error if the losses or gradients differ by more than rounding errors."""
     for what, a, b in zip(("loss", "gradient"), ours, other, strict=True):
         if not torch.linalg.vector_norm(a - b) <= 1e-3 * torch.linalg.vector_norm(b):
-            raise ValueError(f"{OURS} and {DENSE} must agree, got {what} {a} and {b}")
+            raise ValueError(f"{OURS} and {DENSE} must agree to a relative 1e-3, got {what} {a} and {b}")
 
 
 def _peer(name):
-    """Return the peer's `(loss, miner)` for a loss of ours, with our constants."""
+    """Return the `(loss, miner)` of pytorch-metric-learning that equals a loss of xbm, with the same constants."""
     from pytorch_metric_learning import distances, losses, miners
 
     cosine = distances.CosineSimilarity()

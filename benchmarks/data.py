@@ -1,4 +1,4 @@
-"""Batches and memories with a known share of active negatives, and a set to search."""
+"""Synthetic batches and memories with a chosen share of active negatives, and a data set for retrieval."""
 
 from dataclasses import dataclass
 from math import ceil, sqrt
@@ -6,26 +6,26 @@ from statistics import NormalDist
 
 import torch
 
-CLASSES = 10_000  # about as many as Stanford Online Products has: a memory row is rarely a positive
-INSTANCES = 4  # of each class in a batch
-MARGIN = 0.5  # above it a negative is active in the contrastive loss
-CHUNK = 4096  # rows made at a time: a whole memory's temporaries would hide a step's
+CLASSES = 10_000  # about as many as in Stanford Online Products: a memory row is rarely a positive
+INSTANCES = 4  # samples per class in a batch
+MARGIN = 0.5  # a negative with a larger similarity is active in the contrastive loss
+CHUNK = 4096  # rows generated at a time, so that temporaries do not hide the peak memory of a step
 
 
 @dataclass(frozen=True)
 class Case:
-    """A full memory and the batches that come: the same for every contender."""
+    """A full memory and a stream of batches, the same for every contender."""
 
     capacity: int  # M
-    active: float  # share of negatives with S > MARGIN that is aimed at, in [0, 1]
+    active: float  # target share of negatives with S > MARGIN, in [0, 1]
     batch: int = 64  # B
     dim: int = 128  # D
-    loss: str = "contrastive"  # a name among xbm.losses.LOSSES
+    loss: str = "contrastive"  # a key of xbm.losses.LOSSES
     device: str = "cpu"
     classes: int = CLASSES
 
     def rows(self):
-        """Yield M rows in chunks `(embeddings (n, D), labels (n,))`."""
+        """Yield the M rows of the memory in chunks `(embeddings (n, D), labels (n,))`."""
         generator = torch.Generator().manual_seed(1)
         for start in range(0, self.capacity, CHUNK):
             n = min(CHUNK, self.capacity - start)
@@ -33,14 +33,17 @@ class Case:
             yield self._embeddings(n, generator), labels.to(self.device)
 
     def inputs(self, number):
-        """Return the batch of some number: `(embeddings (B, D), labels (B,))`, B / 4 classes of 4, or all."""
+        """Return batch `number`: `(embeddings (B, D), labels (B,))`, 4 samples of each of B / 4 classes.
+
+        If there are fewer classes, the batch has all of them, with more samples each.
+        """
         generator = torch.Generator().manual_seed(number + 2)
         classes = torch.randperm(self.classes, generator=generator)[: ceil(self.batch / INSTANCES)]
         labels = classes.repeat_interleave(ceil(self.batch / len(classes)))[: self.batch]
         return self._embeddings(self.batch, generator), labels.to(self.device)
 
     def measured_active(self):
-        """Return the share of active negatives of the first batch among the memory's rows."""
+        """Return the share of active pairs among the negative pairs of the first batch and the memory."""
         anchors, labels = self.inputs(0)
         active = negatives = 0
         for rows, row_labels in self.rows():
@@ -50,10 +53,10 @@ class Case:
         return active / max(negatives, 1)
 
     def _embeddings(self, n, generator):
-        """Return n rows of unit length, with a component in common.
+        """Return n rows of unit length that share a common component.
 
-        S = c + (1 - c) u v with random directions u and v of the other D - 1 dimensions, whose product is about
-        normal with a deviation of 1 / sqrt(D - 1): c decides how many exceed the margin.
+        S = c + (1 - c) u·v, where u and v are random unit vectors in the other D - 1 dimensions. u·v is approximately
+        normal with standard deviation 1 / sqrt(D - 1), so c determines the share of pairs above the margin.
         """
         common = _common(self.active, self.dim)
         noise = torch.nn.functional.normalize(torch.randn(n, self.dim - 1, generator=generator))
@@ -69,7 +72,7 @@ def _common(active, dim):
 
 
 def products_like(items, features):
-    """Return `(embeddings (n, D), labels (n,))` of classes of 2 to 12 items, 5.3 on average, as in Online Products."""
+    """Return `(embeddings (n, D), labels (n,))` with 2 to 12 items per class, 5.3 on average, as in Online Products."""
     generator = torch.Generator().manual_seed(0)
     sizes = 2 + torch.binomial(torch.full((items,), 10.0), torch.tensor(0.335), generator=generator).long()
     labels = torch.arange(items).repeat_interleave(sizes)[:items]

@@ -1,4 +1,4 @@
-"""The step as one would write it over the whole (B, M) array of similarities, differentiated by autograd."""
+"""The straightforward step: the loss over the whole (B, M) array of similarities, differentiated by autograd."""
 
 import torch
 from torch.nn import functional
@@ -8,7 +8,7 @@ from xbm import losses
 
 
 class DenseAutograd:
-    """A ring in a tensor, a row loss over (S, P, N) and `backward`."""
+    """A ring buffer in a tensor, a loss function of (S, P, N), and `backward`."""
 
     bytes_per_pair = 32
 
@@ -21,7 +21,7 @@ class DenseAutograd:
             self.enqueue(functional.normalize(rows), labels)
 
     def enqueue(self, rows, labels):
-        """Write rows round the ring and return their slots."""
+        """Write rows into the ring buffer and return their slots."""
         slots = (self.cursor + torch.arange(len(labels), device=labels.device)) % len(self.labels)
         self.V[slots], self.labels[slots] = rows, labels
         self.cursor = (self.cursor + len(labels)) % len(self.labels)

@@ -1,8 +1,9 @@
-"""What staleness costs, and what each form of compensation wins back: whole training runs, far longer than the others.
+"""The cost of stale rows, and the gain of each form of compensation, measured by whole training runs.
 
-`python -m benchmarks.drift` trains on the glyphs, or on pictures of one's own, without a memory, with a stale one, with
-each form of compensation, and with a zero-drift oracle, whose rows are all embedded anew every few steps. Recall is
-measured on classes held out of the training classes, on which a form is to be chosen, and on the test classes.
+`python -m benchmarks.drift` trains on the glyphs or on your own pictures: without a memory, with a stale memory, with
+each form of compensation, and with a zero-drift oracle, which re-embeds all its rows every few steps. Recall is
+measured on classes held out from the training classes, for choosing a form, and on the test classes. This takes far
+longer than the other benchmarks.
 """
 
 import json
@@ -29,29 +30,29 @@ from xbm.experiments.split import split
 from xbm.experiments.training import Training
 from xbm.integrations.torch.compensation import unchanged_statistics
 
-SETTLED = 0.4  # squared distance at which the memory counts from then on, where a form waits for it
-ORACLE_EVERY = 5  # steps between two refreshes of the oracle's memory, unless its name says otherwise
-CHUNK = 256  # rows that are embedded at a time
-STEP = 3  # forward passes that a training step costs for each sample: its own, and two for the way back
+SETTLED = 0.4  # `settle` of the objective: the memory loss starts once the squared drift is below this
+ORACLE_EVERY = 5  # steps between refreshes of the oracle's memory
+CHUNK = 256  # rows embedded at a time
+STEP = 3  # cost of a training step per sample, in forward passes: one forward, two for the backward pass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form(Plan):
-    """A training run, with any form of compensation."""
+    """A training run with any form of compensation."""
 
     name: str = "stale memory"
-    options: dict = field(default_factory=dict)  # of its compensation, if there are any
-    counts: dict = field(default_factory=dict)  # options of the objective that say when the memory counts
-    refresh: int = 0  # steps from one refresh of the whole memory to the next, 0 = none
+    options: dict = field(default_factory=dict)  # options of `Compensation`; empty = no compensation
+    counts: dict = field(default_factory=dict)  # options of the objective that schedule the memory loss
+    refresh: int = 0  # steps between refreshes of the whole memory, 0 = none
 
     @property
     def compensation(self):
-        """How the memory follows the network."""
+        """The memory's `Compensation`; None if it is off."""
         return Compensation(**self.options) if self.options else None
 
     @property
     def forward_passes(self):
-        """Extra forward passes for each sample that is trained on."""
+        """Extra forward passes per training sample."""
         probes = self.options.get("probes", 0) / self.options.get("every", 8)
         return probes / (self.classes * self.instances)
 
@@ -78,7 +79,7 @@ FORMS = {
 
 
 class Studied(Engine):
-    """A torch engine with what a form has beyond a plan: the oracle's memory is embedded anew as a whole."""
+    """A torch engine with the additional options of a `Form`, such as the oracle's refresh of the whole memory."""
 
     def __init__(self, plan, images):
         super().__init__(plan, images, **plan.counts)
@@ -102,7 +103,7 @@ class Studied(Engine):
 
 
 def parts_of(data):
-    """Return pictures to train on, those of held-out classes, and those of the test classes."""
+    """Return the pictures of the training classes, the held-out classes and the test classes."""
     if data is None:
         train, test = (
             Pictures(one.images[:, None], one.labels, list(one.characters)) for one in glyphs.split(glyphs.load())
@@ -117,7 +118,7 @@ def parts_of(data):
 
 
 def one_run(form, parts):
-    """Train once; return what came of it as values that JSON holds."""
+    """Train once; return the results as JSON-serializable values."""
     train, held_out, test = parts
     training = Training(form, train, held_out, measures=False)
     training.engine = Studied(form, train.images)
@@ -132,12 +133,12 @@ def one_run(form, parts):
 
 
 def table(runs, part):
-    """Return the means over seeds on a part of the classes, and which part of the oracle's gain each form has."""
+    """Return a table of the means over seeds on a part of the classes, and each form's share of the oracle's gain."""
     result = Table(
         f"{part.replace('_', '-').capitalize()} classes",
         ("data", "M", "form", "seeds", "R@1", "MAP@R", "of the gain", "passes", "seconds"),
-        "Means over seeds, in brackets their standard deviation. Of the gain: the share of what the oracle gains in "
-        "MAP@R over no memory. Passes: extra forward passes for each sample trained on. Seconds of the CPU.",
+        "Means over seeds, with standard deviations in brackets. Of the gain: share of the oracle's gain in MAP@R over "
+        "no memory. Passes: extra forward passes per training sample. Seconds: CPU time.",
     )
     seeds = defaultdict(dict)
     for one in runs:
@@ -167,15 +168,17 @@ def table(runs, part):
 
 @click.command(context_settings={"show_default": True})
 @click.argument("forms", nargs=-1, type=click.Choice(list(FORMS)))
-@click.option("--data", type=click.Path(exists=True), help="An .npz with images, labels, alphabet; the glyphs if none.")
+@click.option(
+    "--data", type=click.Path(exists=True), help="An .npz with images, labels and alphabet; default: the glyphs."
+)
 @click.option("--capacity", "capacities", multiple=True, default=[2048], type=click.IntRange(min=1))
 @click.option("--seed", "seeds", multiple=True, default=[0], type=int)
-@click.option("--steps", type=click.IntRange(min=1), help="In place of 2,500 on the glyphs, 2,000 on other pictures.")
-@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Add to the runs of this file.")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps; default: 2,500 on the glyphs, else 2,000.")
+@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Append the runs to this file.")
 @click.option("--part", default="held_out", type=click.Choice(["held_out", "test"]), help="Classes to show.")
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
 def main(forms, data, capacities, seeds, steps, path, part, markdown):
-    """Train with each of FORMS, or show the runs of a file if none is named."""
+    """Train with each of FORMS; without FORMS, show the runs stored in the --json file."""
     machine.use_threads(1)
     lines = path.read_text().splitlines() if path and path.exists() else []
     runs = [json.loads(line) for line in lines]

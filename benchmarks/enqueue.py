@@ -1,4 +1,4 @@
-"""The enqueue alone: it must not cost more in a larger memory."""
+"""The enqueue alone: its cost must not grow with the capacity."""
 
 import torch
 
@@ -27,7 +27,7 @@ class Enqueue:
 
 
 class Writes:
-    """The two writes that every ring makes, and nothing else."""
+    """Only the two writes that every ring buffer needs."""
 
     def __init__(self, case):
         self.rows, self.labels = (torch.cat(parts) for parts in zip(*case.rows(), strict=True))
@@ -40,7 +40,7 @@ class Writes:
 
 
 class PeersEnqueue(PairLists):
-    """pytorch-metric-learning's write."""
+    """The enqueue of pytorch-metric-learning's CrossBatchMemory."""
 
     def __call__(self, x, labels):
         """Store a batch."""
@@ -55,13 +55,13 @@ def run(options):
     table = Table(
         f"The enqueue alone, B = {options.batch}, D = {options.dim}",
         ("M", *CONTENDERS),
-        f"Fastest (median) of {10 * options.rounds} interleaved rounds. xbm also checks the batch, leaves out "
-        "rows that are not finite, and stores ids and steps.",
+        f"Fastest (median) of {10 * options.rounds} interleaved rounds. xbm also validates the batch, skips "
+        "non-finite rows, and stores ids and steps.",
     )
     here = {name: build for name, build in CONTENDERS.items() if name != PAIRS or machine.installed(PAIRS)}
     cases = [Case(capacity, 0.0, options.batch, options.dim, device=options.device) for capacity in options.sizes]
     ready = {(case.capacity, name): build(case) for case in cases for name, build in here.items()}
-    inputs, wait = cases[0].inputs, machine.waiting(options.device)  # batches are the same for any memory
+    inputs, wait = cases[0].inputs, machine.waiting(options.device)  # batches do not depend on the capacity
     for contender in ready.values():
         contender(*inputs(0))
     found = interleaved(ready, inputs, rounds=10 * options.rounds, wait=wait)

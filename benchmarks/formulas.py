@@ -1,7 +1,7 @@
-"""Every loss as one would write it over the whole (B, M) array of similarities, for autograd to differentiate.
+"""Straightforward implementations of every loss over the whole (B, M) array of similarities, for autograd.
 
-A function takes S, booleans P and N of the positive and negative pairs, each (B, M), and the loss for its constants,
-and returns (B,). What stands here knows nothing of the library's own weights.
+Each function takes the similarities S and the booleans P and N of positive and negative pairs, all (B, M), and the loss
+object for its constants, and returns (B,). The code is independent of the library's closed-form gradients.
 """
 
 from math import radians
@@ -10,36 +10,36 @@ import torch
 
 
 def contrastive(S, P, N, loss):
-    """Return the means of the positives below one margin and of the active negatives above the other."""
+    """Return the mean hinge over positives plus the mean hinge over active negatives."""
     return _hinges((loss.pos_margin - S).clamp(min=0) * P, (S - loss.neg_margin).clamp(min=0) * N, P)
 
 
 def margin(S, P, N, loss):
-    """Return the means of what distances lack to a boundary."""
+    """Return the mean hinge of the distances of positives plus that of negatives, around the boundary beta."""
     d = (2 - 2 * S).clamp(min=1e-6).sqrt()
     return _hinges((loss.alpha + d - loss.beta).clamp(min=0) * P, (loss.alpha - d + loss.beta).clamp(min=0) * N, P)
 
 
 def binomial_deviance(S, P, N, loss):
-    """Return the means of softplus of either side."""
+    """Return the mean softplus over positives plus the mean softplus over negatives."""
     pull, push = softplus(-loss.alpha * (S - loss.base)), softplus(loss.beta * (S - loss.base))
     return _mean(pull, P) + _mean(push, N)
 
 
 def multi_similarity(S, P, N, loss):
-    """Return the soft maxima of the least similar positives and the most similar negatives."""
+    """Return the soft maximum over the least similar positives plus that over the most similar negatives."""
     above = S - loss.base
     pull, push = _log_sum(-loss.alpha * above, P), _log_sum(loss.beta * above, N)
     return softplus(pull) / loss.alpha + softplus(push) / loss.beta
 
 
 def triplet(S, P, N, loss):
-    """Return the mean over the triplets above 0, all of them listed."""
+    """Return the mean over the triplets with a positive loss."""
     return _triplets(S, P, N, loss.margin, torch.ones_like)
 
 
 def semi_hard_triplet(S, P, N, loss):
-    """Return the mean over the triplets above 0 whose negative is less similar than the positive."""
+    """Return the mean over the triplets with a positive loss whose negative is less similar than the positive."""
     return _triplets(S, P, N, loss.margin, lambda gap: gap < 0)
 
 
@@ -50,51 +50,51 @@ def batch_hard_triplet(S, P, N, loss):
 
 
 def lifted_structure(S, P, N, loss):
-    """Return the hinge of the sum of two log-sums."""
+    """Return the hinge of the sum of two log-sum-exps."""
     pull, push = _log_sum(loss.gamma * (loss.pos_margin - S), P), _log_sum(loss.gamma * (S - loss.neg_margin), N)
     return (pull + push).clamp(min=0) / loss.gamma
 
 
 def nt_xent(S, P, N, loss):
-    """Return the mean over positives of each one's cross entropy against the negatives."""
+    """Return the mean over positives of the cross entropy of each positive against all negatives."""
     logits = S / loss.temperature
     return _mean(softplus(_log_sum(logits, N)[:, None] - logits), P)
 
 
 def tuplet_margin(S, P, N, loss):
-    """Return the same with a positive's angle eased."""
+    """Return `nt_xent` with the angle of each positive reduced by the margin."""
     eased = torch.cos(torch.acos(S.clamp(-1 + 1e-6, 1 - 1e-6)) - radians(loss.margin))
     return _mean(softplus(_log_sum(loss.scale * S, N)[:, None] - loss.scale * eased), P)
 
 
 def supcon(S, P, N, loss):
-    """Return the log-sum over all pairs, less the positives' mean."""
+    """Return the log-sum-exp over all pairs minus the mean over positives."""
     logits = S / loss.temperature
     return torch.where(P.any(dim=1), _log_sum(logits, P | N) - _mean(logits, P), 0.0)
 
 
 def nca(S, P, N, loss):
-    """Return the log-sum over all pairs, less that over positives."""
+    """Return the log-sum-exp over all pairs minus the log-sum-exp over positives."""
     logits = S / loss.temperature
     some = P.any(dim=1)
     return torch.where(some, _log_sum(logits, P | N) - torch.where(some, _log_sum(logits, P), 0.0), 0.0)
 
 
 def circle(S, P, N, loss):
-    """Return the softplus of two log-sums, each pair scaled by a constant of its own."""
+    """Return the softplus of the sum of two log-sum-exps, with a detached weight per pair."""
     a_p, a_n = (1 + loss.margin - S).clamp(min=0).detach(), (S + loss.margin).clamp(min=0).detach()
     pull = _log_sum(-loss.gamma * a_p * (S - 1 + loss.margin), P)
     return softplus(pull + _log_sum(loss.gamma * a_n * (S - loss.margin), N))
 
 
 def smooth_ap(S, P, N, loss):
-    """Return one minus the mean precision at the smooth ranks of all positives."""
+    """Return one minus the mean precision at the smoothed ranks of all positives."""
     among_positives, among_all = _ranks(S, P, N, loss.temperature)
     return torch.where(P.any(dim=1), 1 - _mean(among_positives / among_all, P), 0.0)
 
 
 def recall_at_k(S, P, N, loss):
-    """Return one minus the mean of smooth recalls."""
+    """Return one minus the mean of the smoothed recalls at k."""
     _, ranks = _ranks(S, P, N, loss.temperature)
     n, recall = P.sum(dim=1), 0
     for k in loss.k:
@@ -123,11 +123,11 @@ LOSSES = {
     "recall-at-k": recall_at_k,
 }
 BY_THREE = {"triplet", "semi-hard-triplet", "smooth-ap", "recall-at-k"}
-"""Those that compare rows with rows: (B, M, M) numbers."""
+"""Losses that compare rows with rows and therefore need (B, M, M) arrays here."""
 
 
 def softplus(x):
-    """Return log(1 + exp(x)); PyTorch's own is x from 20 on, which float64 can tell."""
+    """Return log(1 + exp(x)). PyTorch's softplus returns x above 20, which is inexact in float64."""
     return torch.logaddexp(x, torch.zeros_like(x))
 
 
@@ -150,7 +150,7 @@ def _triplets(S, P, N, margin, counts):
 
 
 def _ranks(S, P, N, temperature):
-    """Return ranks among the positives and among all, (B, M), of each row as if it were a positive."""
+    """Return each row's smoothed rank among the positives and among all rows, (B, M), as if it were a positive."""
     before = torch.sigmoid((S[:, None, :] - S[:, :, None]) / temperature)  # (B, p, j)
     before = before * ~torch.eye(S.shape[1], dtype=torch.bool, device=S.device)
     among_positives = 1 + (before * P[:, None, :]).sum(dim=2)

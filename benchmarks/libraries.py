@@ -1,4 +1,4 @@
-"""The enqueue on every array library that is installed: in place, it costs the same at any capacity."""
+"""The enqueue on every installed array library. Where it works in place, its cost does not depend on the capacity."""
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,11 +17,11 @@ NAMESPACES = {
     "tensorflow": "xbm.backends.namespaces.tensorflow",
     "array_api_strict": "array_api_strict",
 }
-"""Library to namespace. The last one stands for any other: a write is a copy."""
+"""Library to namespace. array_api_strict represents all other libraries, where a write copies the memory."""
 
 
 class Enqueue:
-    """`xbm.enqueue` into a memory of one library, as its users would call it: compiled where it compiles."""
+    """`xbm.enqueue` into a memory of one library, called as its users would, compiled if possible."""
 
     def __init__(self, library, capacity, dim):
         self.xp = import_module(NAMESPACES[library])
@@ -52,7 +52,7 @@ class Enqueue:
         self.enqueue = keeping
 
     def __call__(self, x, labels):
-        """Store a batch of NumPy arrays, and wait for it."""
+        """Store a batch of NumPy arrays and wait for completion."""
         self.state = self.enqueue(self.state, self.xp.asarray(x), xbm.as_integers(labels, xp=self.xp))
         int(self.state.cursor)
 
@@ -63,9 +63,9 @@ def run(options):
     table = Table(
         f"The enqueue on every library, B = {options.batch}, D = {options.dim}",
         ("M", *here),
-        f"Fastest (median) of {options.rounds} interleaved rounds, from NumPy's batch to the cursor on the host: that "
-        "and the checks are a fixed cost. JAX compiled with a donated memory, TensorFlow in a graph with the memory in "
-        "variables; array_api_strict, whose standard has no scatter, copies.",
+        f"Fastest (median) of {options.rounds} interleaved rounds, including the fixed costs of converting a NumPy "
+        "batch, validating it and reading the cursor. JAX is compiled with a donated memory; TensorFlow runs a graph "
+        "with the memory in variables; array_api_strict copies, because the standard has no scatter.",
     )
     ready = {(size, name): Enqueue(name, size, options.dim) for size in options.sizes for name in here}
     rng = np.random.default_rng(0)

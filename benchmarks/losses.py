@@ -1,4 +1,4 @@
-"""Every loss and every miner: what a step costs, how exact it is, and how long its code."""
+"""Every loss and every miner: cost of a step, numerical error, and lines of code."""
 
 import ast
 import inspect
@@ -13,21 +13,20 @@ from benchmarks.tables import Table, both, span
 from benchmarks.timing import clocked, interleaved
 from xbm import Block, DistanceWeightedMiner, losses, mining
 
-ACTIVE = 0.1  # share of negatives above contrastive loss's margin
-SMALL = (16, 512, 64)  # anchors, rows and classes that errors are measured with
-SMALLER = (16, 96, 12)  # where the formula compares rows with rows
+ACTIVE = 0.1  # share of negatives above the contrastive loss's margin
+SMALL = (16, 512, 64)  # numbers of anchors, rows and classes for measuring errors
+SMALLER = (16, 96, 12)  # the same for losses whose formula compares rows with rows
 
 
 def run(options):
-    """Return the table of every loss, and of contrastive loss under every miner."""
+    """Return the table of every loss, and of the contrastive loss with every miner."""
     table = Table(
         f"Every loss and miner, B = {options.batch}, D = {options.dim}, {options.classes:,} classes",
         ("loss", "M", "products", "step", "seconds", "error, float64", "error, float32", "lines"),
-        "A step of xbm, forward and backward with the in-batch term, as a multiple of X V^T and W V: fastest (median) "
-        f"of {options.rounds} interleaved rounds, {ACTIVE:.0%} of the negatives above 0.5; beside it the fastest in "
-        "seconds. Errors: the largest of value and weights against the formula over whole rows and autograd, over the "
-        "largest value and weight. Lines: of the class, not of a base that it shares, without docstrings, blank lines "
-        "and comments.",
+        "Step: forward and backward of xbm with the in-batch term, as a multiple of X V^T and W V; fastest (median) of "
+        f"{options.rounds} interleaved rounds, {ACTIVE:.0%} of the negatives above 0.5. Seconds: the fastest step. "
+        "Errors: largest error of values and weights relative to the largest value and weight, compared with the dense "
+        "formula and autograd. Lines: code of the class without base classes, docstrings, comments and blank lines.",
     )
     miners = {**mining.MINERS, "distance-weighted": lambda: DistanceWeightedMiner(dim=options.dim)}
     for capacity in options.sizes:
@@ -59,7 +58,7 @@ def _add(table, title, options, capacity, *, loss="contrastive", miner=None):
 
 
 def error(name, dtype, *, seed=0):
-    """Return the largest relative error of a loss over random unit rows; see `difference`."""
+    """Return the largest relative error of a loss on random unit vectors; see `difference`."""
     anchors, rows, classes = SMALLER if name in formulas.BY_THREE else SMALL
     generator = torch.Generator().manual_seed(seed)
     x, V = (
@@ -74,7 +73,7 @@ def error(name, dtype, *, seed=0):
 def difference(name, S, P, N):
     """Return the largest relative error of a loss's values and weights against its formula and autograd in float64.
 
-    S (B, M) similarities, P and N (B, M) booleans.
+    S (B, M) are the similarities, P and N (B, M) booleans.
     """
     loss, (B, M) = losses.get(name), S.shape
     value, W = loss.whole(Block(S, P.to(S.dtype), N.to(S.dtype), torch.arange(M), torch.arange(B)))
@@ -83,11 +82,11 @@ def difference(name, S, P, N):
     (weights,) = torch.autograd.grad(expected.sum(), leaf)
     pairs = ((value, expected.detach()), (W, weights))
     errors = [(found - wanted).abs().max() / wanted.abs().max() for found, wanted in pairs]
-    return float(torch.stack(errors).max())  # Python's max would lose a NaN
+    return float(torch.stack(errors).max())  # unlike Python's max, this propagates NaN
 
 
 def lines(kind):
-    """Return the lines of code of a class."""
+    """Return the number of lines of code of a class, without docstrings, comments and blank lines."""
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:

@@ -1,4 +1,4 @@
-"""The machine that the figures are of: its description, its threads, its memory. Linux."""
+"""The machine: its description, threads and memory. Linux only."""
 
 import json
 import os
@@ -17,7 +17,7 @@ PEERS = {"pytorch-metric-learning": "pytorch_metric_learning", "faiss-cpu": "fai
 
 
 def use_threads(threads):
-    """Make PyTorch, and faiss where it is installed, compute with as many threads."""
+    """Set the number of threads of PyTorch and, if installed, faiss."""
     torch.set_num_threads(threads)
     if installed("faiss-cpu"):
         import faiss
@@ -26,17 +26,17 @@ def use_threads(threads):
 
 
 def installed(package):
-    """Tell whether a peer is here."""
+    """Return whether a peer is installed."""
     return find_spec(PEERS[package]) is not None
 
 
 def waiting(device):
-    """Return the function that waits until a device has done what it was given."""
+    """Return a function that waits until a device has finished all queued work."""
     return torch.cuda.synchronize if device == "cuda" else lambda: None
 
 
 def described(device, threads):
-    """Return processor, threads and versions, by name."""
+    """Return the processor, device, threads and versions, by name."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     packages = ("torch", "numpy", *PEERS)
     return {
@@ -49,27 +49,28 @@ def described(device, threads):
 
 
 def available(device):
-    """Return the bytes that a contender may still ask for."""
+    """Return the free memory in bytes."""
     return torch.cuda.mem_get_info()[0] if device == "cuda" else _kilobytes("/proc/meminfo", "MemAvailable")
 
 
 def resident(device):
-    """Return the bytes in use by this process; on a GPU those of its tensors."""
+    """Return the bytes in use by this process; on a GPU, the bytes of its tensors."""
     return torch.cuda.memory_allocated() if device == "cuda" else _kilobytes("/proc/self/status", "VmRSS")
 
 
 def highest(device):
-    """Return the most bytes that were in use so far.
+    """Return the peak memory of this process in bytes.
 
-    Not `ru_maxrss`: a child begins with its parent's.
+    This is not `ru_maxrss`, which a child process inherits from its parent.
     """
     return torch.cuda.max_memory_allocated() if device == "cuda" else _kilobytes("/proc/self/status", "VmHWM")
 
 
 def apart(module, threads, **arguments):
-    """Return what a module of this package prints, as JSON, when run on arguments in a fresh process.
+    """Run a module of this package in a fresh process, with arguments as JSON, and return the JSON it prints.
 
-    Where that fails or is killed, for want of memory say, the reason as a string: other figures are not lost.
+    If the process fails or is killed, for example for lack of memory, return the reason as a string, so that the other
+    figures are not lost.
     """
     command = [sys.executable, "-m", module, json.dumps(arguments | {"threads": threads})]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
@@ -77,7 +78,7 @@ def apart(module, threads, **arguments):
     if done.returncode < 0:
         return f"killed by signal {-done.returncode}"
     if done.returncode:
-        return (done.stderr.strip() or "failed without a word").splitlines()[-1]
+        return (done.stderr.strip() or f"failed with exit code {done.returncode}").splitlines()[-1]
     return json.loads(done.stdout)
 
 
@@ -89,5 +90,5 @@ def _version(package):
 
 
 def _kilobytes(path, name):
-    """Return a figure of /proc in bytes."""
+    """Return a kilobyte entry of a /proc file, in bytes."""
     return int(re.search(rf"{name}:\s*(\d+) kB", Path(path).read_text())[1]) * 1024

@@ -1,6 +1,6 @@
-"""The most memory that a step needs beyond the rows it is compared with, each in a fresh process.
+"""Peak memory of a step beyond the stored rows, measured in a fresh process per case.
 
-As a program it is that process: arguments as JSON in, bytes out.
+Run as a program, this module is that process: it takes arguments as JSON and prints the bytes.
 """
 
 import json
@@ -19,8 +19,8 @@ def run(options):
     table = Table(
         f"Peak extra memory of a step with {options.loss} loss, B = {options.peak_batch}, D = {options.dim}",
         ("M", "active", "the rows themselves", *names),
-        "Highest use during two steps less the use before them, memory full, after a small step has loaded what it "
-        "needs; each in a process of its own.",
+        "Peak use during two steps minus the use before them, with a full memory, after a small step for loading. Each "
+        "case runs in its own process.",
     )
     for capacity in options.peak_sizes:
         for active in options.active:
@@ -37,7 +37,7 @@ def run(options):
 
 
 def extra(name, case):
-    """Return the most bytes that two steps of a contender need beyond what was there before."""
+    """Return the peak bytes of two steps of a contender beyond the use before them."""
     small = replace(case, capacity=256)
     STEPS[name](small)(*small.inputs(0))
     contender = STEPS[name](case)

@@ -1,6 +1,6 @@
-"""Processes that train together: what a step costs each of them, beside one process that makes the same step.
+"""Distributed training: the cost of a step for each rank, compared with the same step in one process.
 
-All share a batch of one size, so each figure against the number of ranks is what spreading a step saves and costs.
+The total batch size is the same for any number of ranks, so the figures show the savings and costs of distribution.
 """
 
 import json
@@ -24,27 +24,27 @@ from xbm import PairLoss, losses
 from xbm.integrations.torch import XBM
 from xbm.memory_state import Rows
 
-ACTIVE = 0.1  # share of negatives above contrastive loss's margin
-PATIENCE = timedelta(minutes=5)  # for what a rank does while another waits, such as to make a memory's rows
+ACTIVE = 0.1  # share of negatives above the contrastive loss's margin
+PATIENCE = timedelta(minutes=5)  # longest wait for another rank, such as while it generates a memory's rows
 
 
 class Form(NamedTuple):
-    """How many ranks hold a memory, and how."""
+    """The number of ranks that share a memory, and whether it is sharded."""
 
     ranks: int
     sharded: bool
 
     @property
     def name(self):
-        """What a table calls it."""
+        """Name of the form in tables."""
         return "one process" if self.ranks == 1 else "sharded" if self.sharded else "replicated"
 
     def left_out(self, case):
-        """Return why it cannot be measured, or None if it can."""
+        """Return the reason why this form cannot run a case, or None."""
         if self.sharded and not isinstance(losses.get(case.loss), PairLoss):
-            return f"{case.loss} sees whole rows"
+            return f"{case.loss} needs whole rows"
         if self.sharded and case.capacity % self.ranks:
-            return "no equal shards"
+            return "capacity not divisible by ranks"
         if case.device == "cuda" and self.ranks > torch.cuda.device_count():
             return f"needs {self.ranks} GPUs of {torch.cuda.device_count()}"
         return None
@@ -54,14 +54,14 @@ ONE = Form(1, False)
 
 
 def run(options):
-    """Return the table of every memory size, number of ranks and form, those of a size interleaved."""
+    """Return the table of every memory size, number of ranks and form. The forms of one size are interleaved."""
     table = Table(
-        f"Ranks that train together with {options.loss} loss, B = {options.batch} on all together, D = {options.dim}",
+        f"Distributed training with {options.loss} loss, B = {options.batch} over all ranks, D = {options.dim}",
         ("M", "ranks", "memory", "rows", "bytes", "products", "sent", "step", "multiple"),
-        "Of a rank, the most of any: memory rows and their bytes, multiplications in matrix products as a share of one "
-        f"process's, and bytes sent a step. A step, forward and backward, on all ranks: fastest (median) of "
-        f"{options.rounds} interleaved rounds, until the last rank is ready, and as a multiple of one process's. "
-        f"{ACTIVE:.0%} of the negatives above 0.5. Memory full, every call stores its batch; all have the same loss.",
+        "Maximum over ranks: memory rows and their bytes, multiplications in matrix products as a share of one "
+        "process's, and bytes sent per step. Step: forward and backward on all ranks, until the last rank is ready; "
+        f"fastest (median) of {options.rounds} interleaved rounds. Multiple: relative to one process. "
+        f"{ACTIVE:.0%} of the negatives above 0.5. The memory is full, every call stores its batch, all losses agree.",
     )
     forms = [ONE, *(Form(n, sharded) for n in options.ranks if n > 1 for sharded in (False, True))]
     cases = [Case(M, ACTIVE, options.batch, options.dim, options.loss, options.device) for M in options.sizes]
@@ -96,12 +96,12 @@ def _times(figures):
 
 
 def measured(cases, forms, options):
-    """Return for each case {form: figures}, of forms that can be measured, from processes started for it.
+    """Start the processes and return, for each case, {form: figures} of the forms that can run it.
 
     Raises
     ------
     ValueError
-        If forms disagree in the loss.
+        If the forms disagree in the loss.
     """
     todo = [(case, [form for form in forms if not form.left_out(case)]) for case in cases]
     size = max(form.ranks for _, ready in todo for form in ready)
@@ -114,18 +114,20 @@ def measured(cases, forms, options):
 
 
 def agreed(case, forms, found):
-    """Return {form: figures}, the largest of any rank, once all are known to have one loss."""
+    """Check that all forms and ranks agree in the loss; return {form: figures}, the maximum over ranks."""
     loss, figures = found[0][0]["loss"], {}
     for i, form in enumerate(forms):
         of_ranks = [rank[i] for rank in found[: form.ranks]]
         if not all(abs(one["loss"] - loss) <= 1e-4 * abs(loss) for one in of_ranks):
-            raise ValueError(f"{form} must have one process's loss {loss} at M = {case.capacity}, got {of_ranks}")
+            raise ValueError(
+                f"{form} must have the loss of one process, {loss}, at M = {case.capacity}, got {of_ranks}"
+            )
         figures[form] = {name: max(one[name] for one in of_ranks) for name in of_ranks[0]}
     return figures
 
 
 def _work(rank, size, folder, todo, rounds, threads):
-    """Be a rank: measure everything, and leave the figures in the folder."""
+    """Run one rank: measure all cases and write the figures into the folder."""
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     machine.use_threads(threads)
     device = todo[0][0].device
@@ -141,7 +143,7 @@ def _work(rank, size, folder, todo, rounds, threads):
 
 
 def _figures(rank, groups, case, forms, rounds):
-    """Return a rank's figures of each form, None where it has no part in it."""
+    """Return a rank's figures for each form; None for forms with fewer ranks."""
     parts = {form: Part(case, groups[form.ranks], form.sharded) for form in forms if rank < form.ranks}
     found = {form: part.counted(*case.inputs(0)) for form, part in parts.items()}
     times = interleaved(
@@ -154,7 +156,7 @@ def _figures(rank, groups, case, forms, rounds):
 
 
 def _idle(x, labels):
-    """Have no part in a step."""
+    """Do nothing: the step of a rank outside the group."""
 
 
 def _wait(for_device):
@@ -164,7 +166,7 @@ def _wait(for_device):
 
 
 class Part:
-    """A rank's part in a group's steps."""
+    """One rank's part of a group's steps."""
 
     def __init__(self, case, group, sharded):
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
@@ -172,19 +174,19 @@ class Part:
         self.xbm.fill(torch.nn.Identity(), (self.own(*chunk) for chunk in case.rows()))
 
     def own(self, *whole):
-        """Return this rank's rows of each."""
+        """Return this rank's rows of each array."""
         n = len(whole[0])
         return tuple(one[self.rank * n // self.size : (self.rank + 1) * n // self.size] for one in whole)
 
     def __call__(self, x, labels):
-        """Return the loss of a step of all ranks."""
+        """Take this rank's part of a step; return the loss over all ranks."""
         x, labels = self.own(x, labels)
         loss = self.xbm(x.requires_grad_(), labels)
         loss.backward()
         return loss.detach()
 
     def counted(self, x, labels):
-        """Return what is no matter of time, after a step."""
+        """Take a step; return the figures other than times."""
         with Counter(self.rank) as counter:
             loss = float(self(x, labels))
         held = [getattr(self.xbm, name) for name in Rows._fields]
@@ -193,14 +195,14 @@ class Part:
 
 
 class Counter(TorchDispatchMode):
-    """Counts the bytes that leave a rank of a group, and the multiplications in its matrix products."""
+    """Counts the bytes that a rank sends to others, and the multiplications in its matrix products."""
 
     def __init__(self, rank):
         super().__init__()
         self.rank, self.sent, self.products = rank, 0, 0
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        """Count, and do what is asked for."""
+        """Count an operation and execute it."""
         if function.namespace == "c10d":
             self.sent += self._leaving(function, *arguments)
         elif function is torch.ops.aten.mm.default:
@@ -209,10 +211,10 @@ class Counter(TorchDispatchMode):
         return function(*arguments, **(options or {}))
 
     def _leaving(self, function, found, x, group, *splits):
-        """Return the bytes of a collective's input that go to others."""
+        """Return the number of bytes of a collective's input that are sent to other ranks."""
         if function is torch.ops.c10d.allgather_.default:
             return x[0].nbytes * (len(found[0]) - 1)
         if function is torch.ops.c10d.alltoall_base_.default:
             to_each = splits[1]
             return x.nbytes - x[: to_each[self.rank]].nbytes
-        raise NotImplementedError(f"what {function} sends is not counted")
+        raise NotImplementedError(f"cannot count the bytes sent by {function}: expected allgather_ or alltoall_base_")

@@ -1,6 +1,7 @@
-"""Retrieval metrics of a whole set against itself, beside a flat search of faiss to the same depth.
+"""Metrics of retrieval within a set, compared with faiss' flat search to the same depth.
 
-As a program it is a fresh process that runs one of the two: arguments as JSON in, its peak memory in bytes out.
+Run as a program, this module measures one of the two in a fresh process: it takes arguments as JSON and prints the peak
+memory in bytes.
 """
 
 import json
@@ -16,22 +17,22 @@ from xbm import metrics
 
 OURS, FAISS = "xbm.metrics.retrieval", "faiss IndexFlatIP"
 CUTOFFS = ((1,), (1, 10, 100, 1000))
-WARM = 1024  # rows of a first search, which is not timed
+WARM = 1024  # rows of the warm-up search
 
 
 class Ours:
-    """The metrics."""
+    """`xbm.metrics.retrieval`."""
 
     def __init__(self, x, labels, k):
         self.x, self.labels, self.k = x, labels, k
 
     def __call__(self):
-        """Compute them, and keep them."""
+        """Compute the metrics and store them in `found`."""
         self.found = metrics.retrieval(self.x, self.labels, k=self.k)
 
 
 class Faiss:
-    """The search alone, on rows that have unit length already; the query itself is one hit more."""
+    """faiss' search alone, on normalised rows. It searches one neighbour more, because a query finds itself."""
 
     def __init__(self, x, labels, k):
         self.rows, self.labels = x.cpu().numpy(), labels.cpu()
@@ -46,7 +47,7 @@ class Faiss:
         _, self.nearest = index.search(self.rows, self.depth)
 
     def recall(self):
-        """Return R@1 of what was found."""
+        """Return R@1 of the neighbours found."""
         nearest, queries = torch.from_numpy(self.nearest), torch.arange(len(self.labels))
         first = torch.where(nearest[:, 0] == queries, nearest[:, 1], nearest[:, 0])
         return float((self.labels[first] == self.labels).double().mean())
@@ -58,10 +59,10 @@ CONTENDERS = {OURS: Ours, FAISS: Faiss}
 def run(options):
     """Return the table of every depth."""
     table = Table(
-        f"Retrieval, {options.items:,} x {options.features} against themselves",
+        f"Retrieval within {options.items:,} x {options.features}",
         ("K", "depth", OURS, FAISS, "multiple", f"peak of {OURS}", f"peak of {FAISS}"),
-        f"Fastest (median) of {options.searches} interleaved rounds; 5.3 items a class; depth = max(K, R). faiss-cpu "
-        "searches only. Peak: all that a process of its own uses, libraries and data included.",
+        f"Fastest (median) of {options.searches} interleaved rounds; 5.3 items per class; depth = max(K, R). faiss-cpu "
+        "searches only. Peak: total memory of a separate process, including libraries and data.",
     )
     x, labels = (one.to(options.device) for one in products_like(options.items, options.features))
     here = [name for name in CONTENDERS if name != FAISS or machine.installed("faiss-cpu")]
@@ -94,7 +95,7 @@ def _add(table, x, labels, k, here, options):
 
 
 def depth(labels, k):
-    """Return how many neighbours the metrics look at: the largest K, or the relevant items of the largest class."""
+    """Return the number of neighbours the metrics need: the largest K or the largest R, whichever is greater."""
     return min(max(max(k), int(labels.bincount().max()) - 1), len(labels) - 1)
 
 

@@ -1,4 +1,4 @@
-"""A whole training step, forward and backward, as a multiple of the two products that a dense one cannot do without."""
+"""A whole training step, forward and backward, as a multiple of the two matrix products that every dense step needs."""
 
 from benchmarks import machine
 from benchmarks.contenders import PRODUCTS, STEPS, line_up
@@ -14,8 +14,8 @@ def run(options):
         f"A step with {options.loss} loss, B = {options.batch}, D = {options.dim}: multiples of X V^T and W V",
         ("M", "active", "products", *others),
         f"Fastest (median) of {options.rounds} interleaved rounds, as multiples of the products' fastest (median). "
-        f"Active: negatives with S > {MARGIN}, measured. Memory full, every call stores its batch. xbm and dense "
-        "autograd, which agree in loss and gradient, have an in-batch term besides; pytorch-metric-learning has none.",
+        f"Active: measured share of negatives with S > {MARGIN}. The memory is full; every call stores its batch. xbm "
+        "and dense autograd agree in loss and gradient and include an in-batch term; pytorch-metric-learning has none.",
     )
     for capacity in options.sizes:
         for active in options.active:

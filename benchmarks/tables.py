@@ -1,4 +1,4 @@
-"""Tables for a terminal, a page and a file, from the same rows."""
+"""Result tables with three output formats: terminal, Markdown and JSON."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ from rich.table import Table as RichTable
 
 @dataclass
 class Table:
-    """A benchmark's outcome: cells as text, and the figures that they were made of."""
+    """A benchmark's results: cells as text, and the figures behind them."""
 
     title: str
     columns: tuple[str, ...]
@@ -23,7 +23,7 @@ class Table:
         self.rows.append(cells)
 
     def rich(self):
-        """Return it for a terminal."""
+        """Return the table for a terminal."""
         table = RichTable(title=self.title, caption=self.notes, title_justify="left", caption_justify="left")
         for column in self.columns:
             table.add_column(column, justify="right")
@@ -32,27 +32,27 @@ class Table:
         return table
 
     def markdown(self):
-        """Return it for a page."""
+        """Return the table as Markdown."""
         lines = [self.columns, ("---:",) * len(self.columns), *self.rows]
         table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
         return f"### {self.title}\n\n{table}\n\n{self.notes}\n"
 
     def json(self):
-        """Return it for a file."""
+        """Return the table as JSON-serializable values."""
         return {"title": self.title, "notes": self.notes, "figures": self.figures}
 
 
 def both(times):
-    """Return the fastest and, in brackets, the median of multiples."""
+    """Format the fastest and, in brackets, the median of multiples."""
     return f"{times.fastest:.2f} ({times.median:.2f})"
 
 
 def span(seconds):
-    """Return a time with a fitting unit."""
+    """Format a time with a suitable unit."""
     unit, factor = next(((u, f) for u, f in (("s", 1), ("ms", 1e3)) if seconds * f >= 1), ("us", 1e6))
     return f"{seconds * factor:.3g} {unit}"
 
 
 def megabytes(size):
-    """Return bytes in MB of a million; in brackets why there are none, if it is that."""
+    """Format bytes as MB (10^6 bytes). A string `size` is the reason why there is no figure, shown in brackets."""
     return f"- ({size})" if isinstance(size, str) else f"{size / 1e6:,.0f} MB"

@@ -1,4 +1,4 @@
-"""Times that bear comparing: every contender in every round, on the same inputs."""
+"""Comparable timings: every contender runs in every round, on the same inputs."""
 
 import gc
 from statistics import median
@@ -7,29 +7,29 @@ from typing import NamedTuple
 
 
 class Times(NamedTuple):
-    """Of a contender's calls."""
+    """Durations of a contender's calls."""
 
     fastest: float  # seconds
     median: float  # seconds
 
     def times(self, unit):
-        """Return fastest and median as multiples of another contender's."""
+        """Return the fastest and the median as multiples of those of another contender."""
         return Times(self.fastest / unit.fastest, self.median / unit.median)
 
 
 def interleaved(contenders, inputs, *, rounds, wait):
-    """Time contenders in turns, so that a slow minute of the machine meets all of them.
+    """Time contenders in turns, so that a slow phase of the machine affects all of them.
 
     Parameters
     ----------
     contenders : dict of str to callable
-        By name; each has run before, so nothing is set up for the first time here.
+        Contenders by name. They must be warmed up already.
     inputs : callable
-        Number of a round, from 0, to the arguments that every contender gets in it.
+        Maps the number of a round, from 0, to the arguments of every contender in this round.
     rounds : int
-        At least 1. Each begins with another contender.
+        At least 1. Each round starts with a different contender.
     wait : callable
-        Returns when the device has done what it was given.
+        Waits until the device has finished all queued work.
 
     Returns
     -------
@@ -38,7 +38,7 @@ def interleaved(contenders, inputs, *, rounds, wait):
     names = list(contenders)
     seconds = {name: [] for name in names}
     gc.collect()
-    gc.disable()  # a collection would be charged to whoever runs then
+    gc.disable()  # a collection would distort the time of one contender
     try:
         for number in range(rounds):
             arguments, first = inputs(number), number % len(names)
@@ -50,7 +50,7 @@ def interleaved(contenders, inputs, *, rounds, wait):
 
 
 def clocked(contender, arguments, *, wait):
-    """Return the seconds of one call."""
+    """Return the duration of one call in seconds."""
     wait()
     begin = perf_counter()
     contender(*arguments)

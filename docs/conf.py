@@ -3,7 +3,6 @@
 `python -m sphinx -W --keep-going -n docs docs/_build/html`, from the root of the checkout.
 """
 
-import inspect
 import re
 
 import xbm
@@ -21,7 +20,6 @@ html_title = f"xbm {release}"
 html_copy_source = html_show_sphinx = False
 
 autodoc_typehints = "none"  # docstrings say more: shapes, ranges, units
-autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 numpydoc_show_class_members = False
@@ -45,13 +43,10 @@ myst_substitutions = {"support_matrix": support_matrix()}
 
 
 def as_written(app, what, name, obj, options, lines):
-    """Show |x| and `.half()` as they are written, and beside each field of a NamedTuple the comment with its shape."""
+    """Show |x| and `.half()` literally."""
     for i, line in enumerate(lines):
         if not line.lstrip().startswith((">>>", "...")):
             lines[i] = re.sub(r"(?<!\S)`(\.\w[^`]*)`", r"``\1``", line.replace("|", r"\|"))
-    if what == "class" and hasattr(obj, "_fields"):
-        comments = re.findall(r"^    (\w+): .+  # (.+)$", inspect.getsource(obj), re.MULTILINE)
-        lines += ["", *(f"- **{field}**: {comment}".replace("|", r"\|") for field, comment in comments), ""]
 
 
 def without_a_page(app, env, node, content):

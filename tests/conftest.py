@@ -8,25 +8,39 @@ from hypothesis import HealthCheck, settings
 from tests import table
 from tests.table import BACKENDS
 
-untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine fails no test
+untimed = settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)  # no timing limits, so a busy machine cannot fail a test
 settings.register_profile("dev", untimed, max_examples=30)
 settings.register_profile("ci", untimed, max_examples=60, derandomize=True, print_blob=True)
-settings.register_profile("ci-traced", settings.get_profile("ci"), max_examples=30)  # graphs, for each signature
-settings.register_profile("ci-compiled", settings.get_profile("ci"), max_examples=10)  # seconds for each shape
+settings.register_profile("ci-traced", settings.get_profile("ci"), max_examples=30)  # traces a graph per signature
+settings.register_profile("ci-compiled", settings.get_profile("ci"), max_examples=10)  # compiles for seconds per shape
 settings.register_profile("nightly", untimed, max_examples=2000)
 settings.load_profile(os.environ.get("XBM_HYPOTHESIS_PROFILE", "dev"))
 
 
 def pytest_report_header():
-    """Say what is tested, and what is left out for want of a package."""
+    """Report which backends are tested, and which tests are skipped because a package is missing."""
     lines = [f"backends: {', '.join(row.name for row in BACKENDS)}"]
     return lines + [f"left out: {path} (no {package} here)" for path, package in table.left_out().items()]
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Leave out what the table says needs a package that is not installed."""
+    """Ignore the tests that, according to the table, need a package that is not installed."""
     path = collection_path.relative_to(config.rootpath).as_posix()
     return True if any(path.startswith(left_out) for left_out in table.left_out()) else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Keep the tests of a file on one worker of `--dist loadgroup`, so that what they share is made once.
+
+    That is ranks, of several files, and on JAX the compiled operations. Tests that each compile programs of their own
+    share nothing.
+    """
+    for item in items:
+        if item.path.stem not in table.APART:
+            item.add_marker(pytest.mark.xdist_group("ranks" if hasattr(item.module, "shared") else item.path.stem))
 
 
 @pytest.fixture(scope="session", params=BACKENDS, ids=repr)
@@ -37,7 +51,7 @@ def backend(request):
 
 @pytest.fixture(autouse=True)
 def _as_the_table_says(request):
-    """Run a backend's test in its context; skip what the table says cannot run on it, with its reason."""
+    """Run a backend's test in its context, or skip it with the reason given in the table."""
     if "backend" not in request.fixturenames:
         yield
         return

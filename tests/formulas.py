@@ -1,7 +1,7 @@
-"""Every pair loss once more, from its formula: loops over one anchor's pairs, in float64.
+"""Reference implementations of every pair loss: loops over one anchor's pairs, in float64, from the formula.
 
-A formula takes a list of similarities of the positives, and one of the negatives, and returns L_i. `held` are the same
-similarities where the formula takes them for constants, which only matters to who differentiates it.
+A formula takes a list of similarities of the positives and one of the negatives, and returns L_i. `held` are the same
+similarities where the formula treats them as constants. This only matters for derivatives.
 """
 
 from math import acos, cos, exp, log, log1p, radians, sqrt
@@ -29,35 +29,35 @@ def log_sum(terms):
 
 
 def mean(costs, n=None):
-    """Return the sum of costs over n, their number if left out; 0 without any."""
+    """Return the sum of costs divided by n, by default their number; 0 without costs."""
     n = len(costs) if n is None else n
     return sum(costs) / n if n else 0.0
 
 
 def contrastive(P, N, held, *, pos_margin=1.0, neg_margin=0.5):
-    """Return the mean shortfall of positives plus the mean excess of active negatives."""
+    """Return the mean hinge of positives plus the mean hinge of active negatives."""
     push = [s - neg_margin for s in N if s > neg_margin]
     return mean([hinge(pos_margin - s) for s in P]) + mean(push)
 
 
 def contrastive_sum(P, N, held):
-    """Return the sum of both."""
+    """Return the sum of the hinges of positives and negatives."""
     return sum(hinge(1.0 - s) for s in P) + sum(hinge(s - 0.5) for s in N)
 
 
 def margin(P, N, held, *, alpha=0.2, beta=1.2):
-    """Return the means, over positives and over active negatives, of what distances lack."""
+    """Return the mean distance hinge of positives plus that of active negatives."""
     push = [alpha - sqrt(2 - 2 * s) + beta for s in N if alpha - sqrt(2 - 2 * s) + beta > 0]
     return mean([hinge(alpha + sqrt(2 - 2 * s) - beta) for s in P]) + mean(push)
 
 
 def binomial_deviance(P, N, held, *, alpha=2.0, beta=50.0, base=0.5):
-    """Return the two means of softplus."""
+    """Return the mean softplus of positives plus the mean softplus of negatives."""
     return mean([softplus(-alpha * (s - base)) for s in P]) + mean([softplus(beta * (s - base)) for s in N])
 
 
 def triplets(P, N, *, m, semi_hard=False):
-    """Return the costs of all triplets that count."""
+    """Return the costs of all active triplets."""
     costs = [(n - p + m, n < p) for p in P for n in N]
     return [cost for cost, easier in costs if cost > 0 and (easier or not semi_hard)]
 
@@ -86,7 +86,7 @@ def batch_hard_triplet(P, N, held, *, m=0.2, soft=False):
 
 
 def multi_similarity(P, N, held, *, alpha=2.0, beta=50.0, base=0.5):
-    """Return log(1 + sum) of either side, over its steepness."""
+    """Return log(1 + sum) of each side, divided by its scale."""
     pull = log(1 + sum(exp(-alpha * (s - base)) for s in P)) / alpha
     return pull + log(1 + sum(exp(beta * (s - base)) for s in N)) / beta
 
@@ -102,12 +102,12 @@ def supcon(P, N, held, *, t=0.1):
 
 
 def nca(P, N, held, *, t=0.1):
-    """Return -log of the positives' share of all."""
+    """Return -log of the positives' share of the sum over all pairs."""
     return -log(sum(exp(s / t) for s in P) / sum(exp(s / t) for s in P + N)) if P else 0.0
 
 
 def lifted_structure(P, N, held, *, pos_margin=1.0, neg_margin=0.0, gamma=1.0):
-    """Return the hinge of the two logarithms."""
+    """Return the hinge of the sum of the two logarithms."""
     if not P or not N:
         return 0.0
     pull, push = log_sum([gamma * (pos_margin - s) for s in P]), log_sum([gamma * (s - neg_margin) for s in N])
@@ -115,7 +115,7 @@ def lifted_structure(P, N, held, *, pos_margin=1.0, neg_margin=0.0, gamma=1.0):
 
 
 def circle(P, N, held, *, m=0.4, gamma=80.0):
-    """Return log(1 + sum sum exp), with each pair's factor held."""
+    """Return log(1 + sum sum exp), with each pair's factor constant."""
     if not P or not N:
         return 0.0
     of_P, of_N = held
@@ -133,7 +133,7 @@ def tuplet_margin(P, N, held, *, degrees=5.73, scale=64.0):
 
 
 def ranks(P, N, t):
-    """Return (rank among positives, rank among all) of each positive, smoothly."""
+    """Return the smooth ranks (among positives, among all) of each positive."""
     found = []
     for i, p in enumerate(P):
         G = 1 + sum(sigmoid((s - p) / t) for j, s in enumerate(P) if j != i)
@@ -155,7 +155,7 @@ def recall_at_k(P, N, held, *, ks=(1, 2, 4, 8, 16), t=0.01, t_rank=1.0):
 
 
 def rows(formula, S, P, N, held=None):
-    """Return [L_i] of a formula for rows of similarities and pairs, each (B, m) of 0 and 1."""
+    """Return [L_i] of a formula for similarities (B, m) and pair masks (B, m) of 0 and 1."""
     held = S if held is None else held
 
     def chosen(row, pairs):

@@ -1,4 +1,4 @@
-"""Run by tox away from the checkout: the installed package holds every module and imports no framework by itself."""
+"""Run by tox outside the checkout: the installed package has every module, and importing it imports no framework."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The memory and the step once more, slowly: a deque, and loops over pairs written from the definitions."""
+"""Slow reference implementation of the memory and the step: a deque, and loops over pairs from the definitions."""
 
 from collections import deque
 from typing import NamedTuple
@@ -13,7 +13,7 @@ class Row(NamedTuple):
     label: int
     id: int
     stored_at: int
-    anchor: int | None  # index in the batch of the call under way that stored it
+    anchor: int | None  # index in the current batch, if the current call stored the row
 
 
 class Memory:
@@ -35,16 +35,16 @@ class Memory:
             self.rows.append(Row(z[i], int(labels[i]), sample, self.step - age, i if mark else None))
 
     def end_call(self):
-        """Count a call; its rows are rows like any other from now on."""
+        """Count a call; the rows of its batch become ordinary rows."""
         self.step += 1
         self.rows = deque((row._replace(anchor=None) for row in self.rows), maxlen=self.rows.maxlen)
 
 
 class KeyedMemory(Memory):
-    """The same with one row for each id: renewed where it stands, or appended."""
+    """The same with one row per id, which is updated in its slot, or appended."""
 
     def enqueue(self, z, labels, ids=None, mask=None, *, age=0, mark=False):
-        """Take the last row of each id and every row without one; renew those there are, then append the others."""
+        """Use the last row of each id and every row without id; update stored ids, then append the others."""
         batch = Memory(None)
         batch.step = self.step
         batch.enqueue(z, labels, ids, mask, age=age, mark=mark)
@@ -59,13 +59,13 @@ class KeyedMemory(Memory):
 
 
 def normalize(x):
-    """Return the rows of x over the larger of their length and 1e-6, in float64."""
+    """Return the rows of x divided by max(length, 1e-6), in float64."""
     x = np.asarray(x, np.float64)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
 
 
 def contrastive(similarities, positive, negative, *, reduction="mean", pos_margin=1.0, neg_margin=0.5):
-    """Return L_i of one anchor: lists of similarities, and of whether each is a positive and a negative."""
+    """Return L_i of one anchor, from lists of similarities and of positive and negative flags."""
     pull = [pos_margin - s for s, p in zip(similarities, positive, strict=True) if p]
     push = [s - neg_margin for s, n in zip(similarities, negative, strict=True) if n and s > neg_margin]
     pull_sum, push_sum = sum(max(h, 0.0) for h in pull), sum(push)
@@ -87,7 +87,7 @@ def batch_term(z, labels, keys=None, key_labels=None, loss=contrastive):
 
 
 def memory_term(memory, z, labels, ids=None, *, copies="exclude", own=True, loss=contrastive):
-    """Return the mean over anchors of the loss against the memory, own rows and older copies left out."""
+    """Return the mean over anchors of the loss against the memory, without own rows and older copies."""
     total = 0.0
     for i in range(len(z)):
         similarities, same = [], []

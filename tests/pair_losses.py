@@ -1,4 +1,4 @@
-"""The losses that tests run over, each with its formula: the library's, some mined, and two of forms it has not."""
+"""The losses for parametrised tests, each with its formula: the library's, some with miners, and two custom ones."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -55,7 +55,7 @@ class HardestNegatives(PairLoss):
 
 @dataclass(frozen=True)
 class SoftTriplets(RowLoss):
-    """sum_P sum_N sp(S_n - S_p): whole rows, and no summaries."""
+    """sum_P sum_N sp(S_n - S_p): a loss over whole rows, without reductions."""
 
     def whole(self, block):
         xp = array_namespace(block.S)
@@ -103,7 +103,7 @@ FORMULAS = {
         formulas.recall_at_k, ks=(1, 3), t=0.2, t_rank=0.5
     ),
 }
-"""Loss: its formula, for similarities all different and away from thresholds."""
+"""Losses and their formulas, valid for distinct similarities away from thresholds."""
 
 OTHERS = [
     Contrastive(reduction="mean-nonzero"),
@@ -144,4 +144,4 @@ BY_NAME = [
     *({"miner": name} for name in xbm.mining.MINERS),
     {"loss": "margin", "miner": DistanceWeightedMiner(dim=4, k=2)},
 ]
-"""Options of an objective: every loss, and every miner."""
+"""Options of `Objective` that cover every loss and every miner."""

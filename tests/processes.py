@@ -1,4 +1,4 @@
-"""Real processes: a pool of ranks that talk by gloo on the loopback, started once for many tests."""
+"""Real processes: a pool of gloo ranks on the loopback interface, shared by many tests."""
 
 import atexit
 import multiprocessing
@@ -10,12 +10,12 @@ from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-SECONDS = 60  # that anything may take: a rank that waits for another longer than this is stuck
+SECONDS = 60  # timeout of every operation; a rank that waits longer is stuck
 
 
 @contextmanager
 def pool(size, *, seconds=SECONDS):
-    """Start `size` ranks of one process group, and end them, whatever they are doing, when the block ends."""
+    """Start `size` ranks of one process group; kill them at the end of the block."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         pipes, ranks = [], []
@@ -38,7 +38,7 @@ def pool(size, *, seconds=SECONDS):
 
 
 def shared(size):
-    """Return ranks that all tests of this process share, started when first asked for, and anew once they are lost."""
+    """Return the pool shared by all tests of this process; start it on first use, and again if it died."""
     if size in _shared and _shared[size][0].lost:
         _shared.pop(size)[1].close()
     if size not in _shared:
@@ -52,20 +52,20 @@ _shared = {}
 
 
 class Pool:
-    """Ranks that are waiting for something to do."""
+    """A pool of ranks that wait for work."""
 
     def __init__(self, pipes, seconds):
         self.pipes, self.seconds, self.lost = pipes, seconds, False
 
     @property
     def size(self):
-        """How many there are."""
+        """Number of ranks."""
         return len(self.pipes)
 
     def run(self, function, *arguments):
         """Return what `function(*arguments)` returns on each rank, in rank order.
 
-        The function is found by name in its module, so it stands at the top of a test's file.
+        The function is pickled by name, so it must be defined at module level.
 
         Raises
         ------
@@ -76,7 +76,7 @@ class Pool:
             pipe.send((function, arguments))
         found, self.lost = [], True
         for rank, pipe in enumerate(self.pipes):
-            # Twice: the first to wait is the process group, whose error says what was waited for.
+            # Twice the timeout, so that the process group times out first; its error names the operation.
             assert pipe.poll(2 * self.seconds), f"rank {rank} of {self.size} has not answered: {function.__name__}"
             found.append(answer(pipe))
         self.lost = False
@@ -86,12 +86,12 @@ class Pool:
 
 
 def answer(pipe):
-    """Return what a rank has sent, `(result, problem)`."""
+    """Receive `(result, problem)` from a rank."""
     return pickle.loads(pipe.recv_bytes())
 
 
 def _work(rank, size, store, seconds, pipe):
-    """Do what comes through the pipe, as one rank of a process group."""
+    """Main function of a rank: execute the functions that arrive through the pipe."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     import torch
     import torch.distributed as dist
@@ -108,6 +108,6 @@ def _work(rank, size, store, seconds, pipe):
             return
         try:
             result = function(*arguments), None
-        except BaseException:  # told to the test, which fails
+        except BaseException:  # reported to the test, which fails
             result = None, traceback.format_exc()
-        pipe.send_bytes(pickle.dumps(result))  # whole: a pipe would hand tensors over by reference
+        pipe.send_bytes(pickle.dumps(result))  # pickled here, because a pipe would share tensors by reference

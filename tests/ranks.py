@@ -1,4 +1,4 @@
-"""Ranks that are threads, which exchange arrays of any library by handing them over."""
+"""Simulated ranks: threads that exchange arrays of any library."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,13 +10,13 @@ SECONDS = 60
 
 
 class Meeting:
-    """Where threads hand each other what they have, all at once."""
+    """A barrier at which all threads exchange values."""
 
     def __init__(self, size):
         self.barrier, self.said = threading.Barrier(size, timeout=SECONDS), [None] * size
 
     def share(self, rank, what):
-        """Return what each rank brought, in rank order."""
+        """Return the values of all ranks, in rank order."""
         self.said[rank] = what
         self.barrier.wait()
         everything = list(self.said)
@@ -25,7 +25,7 @@ class Meeting:
 
 
 class Threads:
-    """The group that one of the threads is in."""
+    """The group, seen from one of the threads."""
 
     def __init__(self, meeting, rank, size, *, sharded=False):
         self.meeting, self.rank, self.size, self.sharded = meeting, rank, size, sharded
@@ -44,7 +44,7 @@ class Threads:
 
 
 class ThreadSpread(Spread):
-    """Rows of which each thread has some."""
+    """Rows that are distributed over the threads."""
 
     def __init__(self, meeting, rank, sizes):
         self.meeting, self.rank, self.sizes = meeting, rank, sizes
@@ -64,7 +64,7 @@ class ThreadSpread(Spread):
 
 
 def together(size, work):
-    """Return what `work(rank, meeting)` returns in each of `size` threads."""
+    """Run `work(rank, meeting)` in `size` threads and return the results."""
     meeting = Meeting(size)
 
     def run(rank):

@@ -1,7 +1,7 @@
-"""The table of backends: one row for each array library, and every skip and expected failure with its reason.
+"""The table of backends: one row per array library, and all skips with their reasons.
 
-A test takes the fixture `backend` and names no library. It runs on every row whose library is installed, or on those
-that `XBM_REQUIRE_BACKENDS` names (separated by commas): then one that is not installed is a failure.
+Tests use the fixture `backend` and do not name a library. They run on all installed libraries, or on those named in
+`XBM_REQUIRE_BACKENDS`, separated by commas. A named library that is not installed is an error.
 """
 
 import os
@@ -16,23 +16,23 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Backend:
-    """One array library as the tests see it."""
+    """One array library, for the tests."""
 
     name: str
     xp: ModuleType
-    storable: tuple[str, ...]  # memory dtypes it has
-    second_device: object = None  # one beside the default, None if it has only that
-    context: Callable = nullcontext  # what its tests run in
-    compiles: bool = False  # each operation anew for each shape
+    storable: tuple[str, ...]  # supported memory dtypes
+    second_device: object = None  # a device other than the default, or None
+    context: Callable = nullcontext  # context manager for its tests
+    compiles: bool = False  # whether each operation is compiled for each shape
 
     def __repr__(self):
         return self.name
 
     def array(self, x, dtype=None):
-        """Return x as an array of this library; NumPy's own dtype unless one is named."""
+        """Return x as an array of this library, by default with its NumPy dtype."""
         x = np.asarray(x)
         dtype = None if dtype is None else getattr(self.xp, dtype)
-        # Copied, since a library may share memory with NumPy and every transition consumes its state.
+        # Copy, because a library may share memory with NumPy, and every transition consumes its state.
         return self.xp.asarray(x.tolist() if x.ndim == 0 else x.copy(), dtype=dtype or self._dtype(x))
 
     def _dtype(self, x):
@@ -57,7 +57,7 @@ def _torch():
     return Backend("torch", xp, ("float32", "bfloat16", "float16", "float64"))
 
 
-DEVICES = 4  # virtual ones that JAX makes of the processor
+DEVICES = 4  # number of virtual CPU devices in JAX
 
 
 def _strict():
@@ -70,8 +70,8 @@ def _strict():
 
 
 def _jax():
-    devices = f"--xla_force_host_platform_device_count={DEVICES}"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}"
+    given_ones = (os.environ.get(name, "") for name in ("XLA_FLAGS", "XBM_XLA_FLAGS"))
+    os.environ["XLA_FLAGS"] = f"{' '.join(given_ones)} --xla_force_host_platform_device_count={DEVICES}"
     import jax
     import jax.numpy as xp
 
@@ -97,42 +97,48 @@ ROWS = {
 
 NOT_APPLICABLE = {
     ("test_everything_stays_on_its_device", "numpy"): "NumPy has one device",
-    ("test_everything_stays_on_its_device", "torch"): "no second device with values here; the meta device is tested",
+    (
+        "test_everything_stays_on_its_device",
+        "torch",
+    ): "only the meta device is a second device, and is tested separately",
     (
         "test_everything_stays_on_its_device",
         "tensorflow",
-    ): "TensorFlow computes on its scope's device, not on its inputs'",
+    ): "TensorFlow computes on the device of its scope, not of its inputs",
     ("test_values_too_large_for_the_memory_are_not_finite_there", "strict"): "the standard has no float16",
     ("test_half_precision_does_not_overflow", "strict"): "the standard has no float16",
 }
-"""(test, backend): why it cannot run there."""
+"""(test, backend): reason for the skip."""
 
 KERAS_NOT_APPLICABLE = {
-    ("test_several_steps_per_execution", "torch"): "Keras refuses steps_per_execution above 1 on PyTorch",
-    ("test_a_saved_model_has_no_memory", "torch"): "Keras exports a SavedModel from TensorFlow and JAX",
-    ("test_a_saved_model_has_no_memory", "jax"): "a SavedModel of JAX's needs jax2tf, which this JAX has not",
-    ("test_replicas_are_refused", "torch"): "a strategy of replicas is TensorFlow's",
-    ("test_replicas_are_refused", "jax"): "a strategy of replicas is TensorFlow's",
+    ("test_several_steps_per_execution", "torch"): "Keras does not support steps_per_execution above 1 on PyTorch",
+    ("test_a_saved_model_has_no_memory", "torch"): "Keras exports a SavedModel from TensorFlow and JAX only",
+    ("test_a_saved_model_has_no_memory", "jax"): "a SavedModel from JAX needs jax2tf, which this JAX lacks",
+    ("test_replicas_are_refused", "torch"): "distribution strategies exist in TensorFlow only",
+    ("test_replicas_are_refused", "jax"): "distribution strategies exist in TensorFlow only",
     ("test_no_copy_of_the_memory_in_the_compiled_step", "torch"): "writes in place, eagerly",
-    ("test_no_copy_of_the_memory_in_the_compiled_step", "tensorflow"): "writes into variables by scatter",
-    ("test_integers_too_large_are_refused", "torch"): "int64 there",
-    ("test_integers_too_large_are_refused", "tensorflow"): "int64 there",
-    ("test_integers_beyond_32_bits_are_exact", "jax"): "int32 there without jax_enable_x64: refused",
-    ("test_a_step_that_drops_the_memory_is_refused", "torch"): "its steps hold no state outside the variables",
-    ("test_a_step_that_drops_the_memory_is_refused", "tensorflow"): "its steps hold no state outside the variables",
-    ("test_a_step_that_drops_the_layers_memory_shows", "torch"): "JAX's own form of a step",
-    ("test_a_step_that_drops_the_layers_memory_shows", "tensorflow"): "JAX's own form of a step",
-    ("test_a_lost_memory_is_refused", "torch"): "gives nothing away before it is written",
-    ("test_a_lost_memory_is_refused", "tensorflow"): "gives nothing away before it is written",
-    ("test_data_parallel_sees_the_whole_batch", "torch"): "keras.distribution's DataParallel is JAX's",
-    ("test_data_parallel_sees_the_whole_batch", "tensorflow"): "keras.distribution's DataParallel is JAX's",
-    ("test_a_hand_written_jax_step", "torch"): "JAX's own form of a step",
-    ("test_a_hand_written_jax_step", "tensorflow"): "JAX's own form of a step",
-    ("test_the_layer_refuses_a_step_without_its_variables", "torch"): "JAX's own form of a step",
-    ("test_the_layer_refuses_a_step_without_its_variables", "tensorflow"): "JAX's own form of a step",
-    ("test_the_layer_within_a_train_step", "jax"): "JAX's steps are stateless: test_a_hand_written_jax_step",
+    ("test_no_copy_of_the_memory_in_the_compiled_step", "tensorflow"): "writes into variables with scatter",
+    ("test_integers_too_large_are_refused", "torch"): "labels and ids are int64",
+    ("test_integers_too_large_are_refused", "tensorflow"): "labels and ids are int64",
+    ("test_integers_beyond_32_bits_are_exact", "jax"): "int32 without jax_enable_x64: an error is raised",
+    ("test_a_step_that_drops_the_memory_is_refused", "torch"): "all state is in variables, which a step cannot drop",
+    (
+        "test_a_step_that_drops_the_memory_is_refused",
+        "tensorflow",
+    ): "all state is in variables, which a step cannot drop",
+    ("test_a_step_that_drops_the_layers_memory_shows", "torch"): "stateless steps exist on JAX only",
+    ("test_a_step_that_drops_the_layers_memory_shows", "tensorflow"): "stateless steps exist on JAX only",
+    ("test_a_lost_memory_is_refused", "torch"): "no buffers are donated",
+    ("test_a_lost_memory_is_refused", "tensorflow"): "no buffers are donated",
+    ("test_data_parallel_sees_the_whole_batch", "torch"): "keras.distribution.DataParallel is tested on JAX only",
+    ("test_data_parallel_sees_the_whole_batch", "tensorflow"): "keras.distribution.DataParallel is tested on JAX only",
+    ("test_a_hand_written_jax_step", "torch"): "stateless steps exist on JAX only",
+    ("test_a_hand_written_jax_step", "tensorflow"): "stateless steps exist on JAX only",
+    ("test_the_layer_refuses_a_step_without_its_variables", "torch"): "stateless steps exist on JAX only",
+    ("test_the_layer_refuses_a_step_without_its_variables", "tensorflow"): "stateless steps exist on JAX only",
+    ("test_the_layer_within_a_train_step", "jax"): "JAX's steps are stateless, see test_a_hand_written_jax_step",
 }
-"""(test, backend of Keras): why it cannot run there."""
+"""(test, backend of Keras): reason for the skip."""
 
 NEEDS = {
     "tests/integrations/test_torch": ("torch",),
@@ -162,23 +168,26 @@ NEEDS = {
     "tests/test_typing.py": ("torch", "mypy"),
     "tests/test_benchmarks.py": ("torch", "click", "rich"),
 }
-"""Tests of one framework: how their paths begin, and the packages without which they are left out."""
+"""Path prefixes of tests, and the packages without which these tests are ignored."""
 
-DATA = {"XBM_OMNIGLOT": "Omniglot's pictures are not part of the repository: the variable names them where they are"}
-"""Variable with the path of a data set: why tests of that are skipped without it."""
+APART = ("test_torch_compile", "test_jax", "test_tensorflow", "test_tensorflow_namespace")
+"""Files of slow tests that share nothing: any worker takes one."""
+
+DATA = {"XBM_OMNIGLOT": "Omniglot is not part of the repository: set the variable to the path of its .npz"}
+"""Environment variable with the path of a data set: reason why its tests are skipped if it is unset."""
 
 
 def required():
-    """Return the names of the backends that are asked for."""
+    """Return the names of the required backends."""
     names = os.environ.get("XBM_REQUIRE_BACKENDS", "").replace(",", " ").split()
     unknown = set(names) - set(ROWS)
     if unknown:
-        raise ValueError(f"XBM_REQUIRE_BACKENDS names {sorted(unknown)}, the table has {sorted(ROWS)}")
+        raise ValueError(f"XBM_REQUIRE_BACKENDS must name some of {sorted(ROWS)}, got {sorted(unknown)}")
     return names
 
 
 def installed():
-    """Return the rows that are required, or all that can run here, in the table's order."""
+    """Return the required backends, by default all installed ones, in the table's order."""
     here = [name for name, (module, _) in ROWS.items() if find_spec(module)]
     missing = set(required()) - set(here)
     if missing:

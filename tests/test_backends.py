@@ -1,4 +1,4 @@
-"""What each backend adds to the standard, against plain NumPy."""
+"""The backends' operations beyond the standard, compared with plain NumPy."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import xbm
+from tests.strategies import lengths
 from xbm import backends, metrics
+from xbm.state import named
 
-matrices = hnp.arrays(np.float64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=7), elements=st.integers(-2, 2))
+matrices = hnp.arrays(np.float64, st.tuples(lengths(1, 7, [1, 5]), lengths(1, 7, [4])), elements=st.integers(-2, 2))
 
 
 def test_every_operation_is_there(backend):
@@ -47,7 +49,7 @@ def test_rows_are_written_round_the_ring(backend, ring, start, data):
     np.testing.assert_array_equal(backend.numpy(found), expected)
 
 
-@given(rows=matrices, size=st.integers(1, 8))
+@given(rows=matrices, size=lengths(1, 8, [2, 8]))
 def test_rewritten_rows_are_what_each_block_becomes(backend, rows, size):
     array, column, blocks = backend.array(rows), backend.array(np.arange(len(rows), dtype=float)), []
     xp, ops = backends.of(array)
@@ -63,7 +65,7 @@ def test_rewritten_rows_are_what_each_block_becomes(backend, rows, size):
     assert max(n for n, _ in blocks) <= size
 
 
-@given(rows=matrices, size=st.integers(1, 8), limit=st.none() | st.integers(1, 8))
+@given(rows=matrices, size=lengths(1, 8, [2, 8]), limit=st.none() | st.integers(1, 8))
 def test_fold_visits_every_row_once(backend, rows, size, limit):
     array = backend.array(rows)
     _, ops = backends.of(array)
@@ -80,7 +82,7 @@ def test_fold_visits_every_row_once(backend, rows, size, limit):
         np.testing.assert_array_equal(again, block)
 
 
-@given(mask=hnp.arrays(np.bool_, st.integers(1, 40)))
+@given(mask=hnp.arrays(np.bool_, lengths(1, 40, [1, 8, 40])))
 def test_few_are_all_of_them_or_not_told(backend, mask):
     array = backend.array(mask)
     _, ops = backends.of(array)
@@ -125,19 +127,21 @@ def test_a_known_scalar_is_its_value(backend):
 def test_everything_stays_on_its_device(backend):
     xp, device = backend.xp, backend.second_device
     x, labels = xp.ones((3, 2), device=device), xp.asarray([0, 0, 1], device=device)
-    state = xbm.init(capacity=4, dim=2, xp=xp, device=device)
-    objective = xbm.Objective(warmup=1)
-    for options in ({"ids": labels}, {"enqueue": labels == 0}, {"keys": x}, {"ids": labels}):
-        result = objective.step(state, x, labels, **options)
+    objective = xbm.Objective(warmup=1, settle=1.0, compensate=xbm.Compensation(probes=8))
+    state = objective.init(capacity=4, dim=2, xp=xp, device=device)
+    for options in ({}, {"enqueue": labels == 0}, {"keys": x}, {}):
+        result = objective.step(state, x, labels, ids=labels, **options)
         state = result.state
     found = [
-        *state,
-        *xbm.rows(state),
-        *xbm.resize(state, 2),
-        *xbm.clear(state),
+        *named(state).values(),
+        *named(objective.clear(state)).values(),
+        *objective.compensate.probe(state.memory),
+        *xbm.rows(state.memory),
+        *xbm.resize(state.memory, 2),
+        *xbm.clear(state.memory),
         result.loss,
         result.gradient,
-        result.report,
+        *result.report,
     ]
     assert {array.device for array in found} == {device}
     assert metrics.retrieval(x, labels).queries == 2

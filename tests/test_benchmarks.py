@@ -1,4 +1,4 @@
-"""The benchmarks' command runs from end to end on tiny sizes; what it compares is comparable. Nothing here is timed."""
+"""The benchmark command runs end to end on tiny sizes, and its contenders are comparable. No timings are checked."""
 
 import json
 
@@ -25,7 +25,7 @@ TINY = (
 
 @pytest.fixture
 def alone(monkeypatch):
-    """No peer is installed."""
+    """Pretend that no peer is installed."""
     monkeypatch.setattr(machine, "installed", lambda package: False)
 
 
@@ -49,7 +49,7 @@ def test_one_command_prints_every_table_and_names_absent_peers(tmp_path):
 
 
 def check_ranks(figures):
-    """Two ranks share the products, and the rows if sharded; what they send does not depend on the capacity."""
+    """Two ranks share the products, and the rows if sharded; the bytes sent do not depend on the capacity."""
     by = {(row["memory"], row["M"]): row for row in figures}
     for form, share in (("one process", 1), ("replicated", 1), ("sharded", 2)):
         small, large = by[form, 64], by[form, 128]
@@ -60,7 +60,7 @@ def check_ranks(figures):
     assert of_one["sent"] == 0
     for row in both:
         of_rows = 4 * (2 * 4 * 16 + 4 * 4 * 4 + 8)  # 4 anchors and gradients, sums of both terms and back, labels
-        assert 0 < row["sent"] - of_rows < 200  # what ranks tell of themselves
+        assert 0 < row["sent"] - of_rows < 200  # the ranks' exchange of shapes and options
         assert 0.4 < row["products"] / of_one["products"] < 0.7
 
 
@@ -74,9 +74,9 @@ def test_a_named_benchmark_is_printed_alone_and_as_markdown():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--sizes", "64,many"], "expected ints of at least 1, joined by commas, got '64,many'"),
-        (["--active", "2"], "expected floats of at least 0 and at most 1, joined by commas, got '2'"),
-        (["--sizes", "32"], "a batch must fit into the memory, got 64 rows for M = 32"),
+        (["--sizes", "64,many"], "expected comma-separated ints of at least 1, got '64,many'"),
+        (["--active", "2"], "expected comma-separated floats of at least 0 and at most 1, got '2'"),
+        (["--sizes", "32"], "the batch must be at most the capacity, got B = 64 and M = 32"),
         (["--loss", "best"], "'best' is not one of"),
         (["speed"], "'speed' is not one of"),
     ],
@@ -129,9 +129,9 @@ def test_every_loss_is_its_formula_where_a_side_has_no_pairs(name, shape):
 
 def test_code_is_counted_without_its_docstrings():
     class Two:
-        """Not counted."""
+        """Docstrings are not counted."""
 
-        one = 1  # nor this
+        one = 1  # comments are not counted either
 
     assert every_loss.lines(Two) == 2
 
@@ -145,7 +145,7 @@ def test_dense_autograd_is_the_same_step(loss, active):
 
 def test_contenders_that_disagree_are_not_timed(monkeypatch):
     monkeypatch.setitem(dense.LOSSES, "contrastive", lambda S, P, N, loss: (S * N).mean(dim=1))
-    with pytest.raises(ValueError, match="xbm and dense autograd must agree, got loss"):
+    with pytest.raises(ValueError, match="xbm and dense autograd must agree to a relative 1e-3, got loss"):
         contenders.line_up(Case(256, 0.1, batch=16, dim=16), limit=60)
 
 
@@ -160,14 +160,14 @@ def test_contenders_that_do_not_fit_or_take_too_long_are_named(monkeypatch):
 
 def test_forms_that_cannot_be_measured_are_named():
     sharded = ranks.Form(2, True)
-    assert sharded.left_out(Case(8, 0.1, loss="triplet")) == "triplet sees whole rows"
-    assert sharded.left_out(Case(9, 0.1)) == "no equal shards"
+    assert sharded.left_out(Case(8, 0.1, loss="triplet")) == "triplet needs whole rows"
+    assert sharded.left_out(Case(9, 0.1)) == "capacity not divisible by ranks"
     assert ranks.Form(2, False).left_out(Case(9, 0.1, loss="triplet")) is None
 
 
 def test_forms_that_disagree_are_refused():
     found = [[{"loss": 1.0}, {"loss": loss}] for loss in (1.0, 1.1)]
-    with pytest.raises(ValueError, match=r"must have one process's loss 1.0 at M = 8, got .*1\.1"):
+    with pytest.raises(ValueError, match=r"must have the loss of one process, 1.0, at M = 8, got .*1\.1"):
         ranks.agreed(Case(8, 0.1), [ranks.ONE, ranks.Form(2, True)], found)
 
 
@@ -203,7 +203,7 @@ def test_tables():
 
 @pytest.fixture
 def alphabets(tmp_path):
-    """Ten alphabets of three characters each, of six pictures: what `benchmarks.drift` splits by alphabet."""
+    """Return the path of ten alphabets of three characters with six pictures each, to be split by alphabet."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(30), 6)
     images = (rng.random((30, 8, 8))[labels] * 80 + rng.random((180, 8, 8)) * 175).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Drift compensation: against a refit without each pair, against a simulation in NumPy, and where it must not act."""
+"""Drift compensation, compared with leave-one-out refits and a NumPy simulation; and cases in which it must not act."""
 
 import numpy as np
 import pytest
@@ -8,17 +8,19 @@ from hypothesis import strategies as st
 import xbm
 from tests.oracle import normalize
 from tests.test_memory import assert_same_state, snapshot
-from xbm import compensation
-from xbm.compensation import LEAST_PAIRS, MEMORY_OF_TRUST, Map
-from xbm.memory import MemoryState
-from xbm.objective import REPORT
+from xbm.compensation import Motion, Rounds, still
+from xbm.compensation.fitting import LEAST_PAIRS, RIDGES, Map, fit
+from xbm.compensation.following import TRUST_DECAY
+from xbm.compensation.moving import moved
+from xbm.compensation.rounds import check_known
+from xbm.memory_state import MemoryState
 
-M, D, P, EVERY = 40, 8, 16, 4  # of every test, as far as it can be: JAX compiles for each shape
+M, D, P, EVERY = 40, 8, 16, 4  # shared by most tests, because JAX compiles for each shape
 SEEDS = st.integers(0, 2**32 - 1)
 
 
 def memory(backend, rows, ages=None, *, dtype="float64", capacity=M, step=100):
-    """Return a memory with rows (n, D) of samples 0, 1, ... in its first slots, stored so many calls ago, or one."""
+    """Return a memory with rows (n, D) of samples 0, 1, ... in its first slots, stored `ages` or 1 calls ago."""
     n, dim = rows.shape
     state = xbm.init(capacity=capacity, dim=dim, dtype=getattr(backend.xp, dtype), xp=backend.xp)
     embeddings, stored_at, ids = np.zeros((capacity, dim)), np.full(capacity, -1), np.full(capacity, -1)
@@ -32,7 +34,7 @@ def memory(backend, rows, ages=None, *, dtype="float64", capacity=M, step=100):
 
 
 def rotation(rng, size=1.0, dim=D):
-    """Return a rotation (D, D), the smaller the nearer to none."""
+    """Return a rotation (D, D); smaller values are closer to the identity."""
     skew = rng.normal(size=(dim, dim), scale=size / 2)
     skew, one = (skew - skew.T) / 2, np.eye(dim)
     return np.linalg.solve(one - skew, one + skew)
@@ -43,11 +45,11 @@ def squared(rows, others):
 
 
 def round_of(backend, compensate, state, slots, fresh, valid=None, *, unit=True):
-    """Return the memory after a round as NumPy arrays, and what is remembered of it."""
+    """Return the memory after a round, as NumPy arrays, and the motion."""
     valid = None if valid is None else backend.array(valid)
     arrays = backend.array(slots), backend.array(fresh), valid
-    state, motion = compensate.move(state, compensation.init(state), *arrays, normalize=unit)
-    return MemoryState(*snapshot(backend, state)), compensation.Motion(*map(backend.numpy, motion))
+    state, motion = compensate.move(state, still(state), *arrays, normalize=unit)
+    return MemoryState(*snapshot(backend, state)), Motion(*map(backend.numpy, motion))
 
 
 # A round
@@ -61,13 +63,13 @@ def moved_by(a, old, new, ridge, rows, exposure):
 
 
 def definition(rows, ages, slots, fresh, valid, *, every, form, ridge, unit):
-    """Return the rows after a round, and the pairs' mean squared distance before and after, each pair left out once."""
+    """Return the rows after a round, and the pairs' mean squared distance before and after, with leave-one-out fits."""
     exposure = np.clip(ages, 0, every) / every
     slots, new = slots[valid & (exposure[slots] > 0)], fresh[valid & (exposure[slots] > 0)]
     new = normalize(new) if unit else new
     old, a, shaped = rows[slots], exposure[slots][:, None], normalize if unit else np.asarray
-    best, still = None, np.sum((old - new) ** 2, axis=1)
-    before = after = np.mean(still)
+    best, unmoved = None, np.sum((old - new) ** 2, axis=1)
+    before = after = np.mean(unmoved)
     for one in (None, ridge) if form == "affine" else (None,):
         scaled = one
         if one is not None:
@@ -80,7 +82,7 @@ def definition(rows, ages, slots, fresh, valid, *, every, form, ridge, unit):
         errors = np.sum((shaped(np.concatenate(left_out)) - new) ** 2, axis=1)
         if best is None or np.mean(errors) < after:
             best, after = (scaled,), np.mean(errors)
-            won = still - errors
+            won = unmoved - errors
     if len(slots) >= LEAST_PAIRS and np.mean(won) > np.std(won, ddof=1) / len(won) ** 0.5:  # a standard error
         rows = np.where(exposure[:, None] > 0, shaped(moved_by(a, old, new, *best, rows, exposure)), rows)
     else:
@@ -100,7 +102,7 @@ def definition(rows, ages, slots, fresh, valid, *, every, form, ridge, unit):
     some=st.sampled_from([1.0, 0.9]),
 )
 def test_a_round_is_its_definition(backend, seed, form, ridge, unit, noise, some):
-    """Leaving one pair out in closed form is fitting anew without it; what would not help the pairs is not done."""
+    """The closed-form leave-one-out error equals that of refits; a map that does not help the pairs is not applied."""
     rng = np.random.default_rng(seed)
     rows, ages = rng.normal(size=(M, D)), rng.integers(0, 2 * EVERY, size=M)
     rows = normalize(rows) if unit else rows
@@ -111,7 +113,7 @@ def test_a_round_is_its_definition(backend, seed, form, ridge, unit, noise, some
     expected, before, after = definition(rows, ages, slots, fresh, valid, **options, unit=unit)
     compensate = xbm.Compensation(probes=P, **options)
     state, motion = round_of(backend, compensate, memory(backend, rows, ages), slots, fresh, valid, unit=unit)
-    # A pair of age 0 tells nothing, and is written all the same.
+    # A pair of age 0 is not used in the fit, but its row is written.
     expected[slots[valid]] = normalize(fresh[valid]) if unit else fresh[valid]
     np.testing.assert_allclose(state.embeddings, expected, rtol=1e-8, atol=1e-9)
     np.testing.assert_allclose([motion.before, motion.after], [before, after], rtol=1e-6, atol=1e-12)
@@ -119,14 +121,14 @@ def test_a_round_is_its_definition(backend, seed, form, ridge, unit, noise, some
 
 
 def unlike(slots):
-    """Return which slots hold no pair."""
+    """Return the slots without a pair."""
     return np.setdiff1d(np.arange(M), slots)
 
 
 @pytest.mark.parametrize(("form", "unit"), [("affine", True), ("shift", False)])
 def test_rows_that_have_not_moved_move_nothing(backend, form, unit):
     rng = np.random.default_rng(0)
-    for dtype in backend.storable[:2]:  # a half precision where there is one
+    for dtype in backend.storable[:2]:  # including half precision if supported
         state = memory(backend, normalize(rng.normal(size=(M, D))), rng.integers(0, 9, size=M), dtype=dtype)
         before, slots = snapshot(backend, state), rng.permutation(M)[:P]
         compensate = xbm.Compensation(probes=P, every=EVERY, form=form)
@@ -137,7 +139,7 @@ def test_rows_that_have_not_moved_move_nothing(backend, form, unit):
 
 
 def maps(kind, rng):
-    """Return an encoder's change, a function of rows."""
+    """Return the change of an encoder, as a function of rows."""
     A, b = rotation(rng), rng.normal(size=D)
     stretched = A * rng.uniform(0.5, 2.0, size=D)
     return {"turned": lambda x: x @ A, "mapped": lambda x: x @ stretched + b, "shifted": lambda x: x + b}[kind]
@@ -145,27 +147,27 @@ def maps(kind, rng):
 
 @pytest.mark.parametrize("kind", ["turned", "mapped", "shifted"])
 def test_a_map_is_recovered_for_every_row_whatever_its_age(backend, kind):
-    """After each of several calls with a change and a batch of its own."""
+    """Test after several calls, each with its own change and batch."""
     rng = np.random.default_rng(1)
     compensate = xbm.Compensation(probes=P, every=1, ridge=0.0, form="shift" if kind == "shifted" else "affine")
     unit = kind == "turned"
     samples = normalize(rng.normal(size=(M + 4 * 8, D)))
     state = memory(backend, samples[: M - 8], capacity=M)
-    motion, slow = compensation.init(state), xbm.Compensation(probes=P, every=1)
+    motion, slow = still(state), xbm.Compensation(probes=P, every=1)
     now = samples
     for call in range(4):
         now = maps(kind, rng)(now)
         ids = backend.numpy(state.ids)
-        if call == 2:  # with a ridge, which is chosen, most of the way
+        if call == 2:  # the chosen ridge undoes most of the motion
             old = backend.numpy(state.embeddings)
             kept = MemoryState(*map(backend.array, snapshot(backend, state)))
-            slots = backend.numpy(slow.slots(kept)[0])
+            slots = backend.numpy(slow.probe(kept).slots)
             nearer, _ = round_of(backend, slow, kept, slots, now[ids[slots]], unit=unit)
             assert squared(nearer.embeddings, now[ids]) < 0.1 * squared(old, now[ids])
-        slots, filled = compensate.slots(state)
-        assert np.all(backend.numpy(filled))
-        fresh = backend.array(now[ids[backend.numpy(slots)]])
-        state, motion = compensate.move(state, motion, slots, fresh, normalize=unit)
+        probes = compensate.probe(state)
+        assert np.all(backend.numpy(probes.filled))
+        fresh = backend.array(now[backend.numpy(probes.ids)])
+        state, motion = compensate.move(state, motion, probes.slots, fresh, normalize=unit)
         count = int(state.count)
         np.testing.assert_allclose(backend.numpy(state.embeddings)[:count], now[ids[:count]], rtol=1e-8, atol=1e-8)
         new = np.arange(M - 8 + 8 * call, M + 8 * call)
@@ -176,7 +178,7 @@ def test_a_map_is_recovered_for_every_row_whatever_its_age(backend, kind):
 
 
 def test_young_rows_move_the_part_that_they_have_missed(backend):
-    """Beside a memory that takes them all for old: of a slow turn, after it the young ones are nearer to fresh rows."""
+    """With ages, young rows end up closer to fresh rows than in a memory that treats all rows as old; slow rotation."""
     rng = np.random.default_rng(2)
     step, turn = rotation(rng, 0.05), np.eye(D)
     samples = normalize(rng.normal(size=(M, D)))
@@ -184,7 +186,7 @@ def test_young_rows_move_the_part_that_they_have_missed(backend):
     fresh, rows, now = [], [], 2 * EVERY
     network = [np.linalg.matrix_power(step, call) for call in range(now + 1)]
     turn = network[now]
-    # Rows older than a round were moved at the last one.
+    # Rows older than a round were moved in the last round.
     rows = np.stack([x @ network[max(now - age, now - EVERY)] for x, age in zip(samples, ages, strict=True)])
     fresh = samples @ turn
     compensate, slots = xbm.Compensation(probes=P, every=EVERY, ridge=0.0), np.flatnonzero(ages >= EVERY)[:P]
@@ -209,7 +211,7 @@ def test_rows_keep_their_length_whatever_the_map(backend, seed, size):
         nothing, good = backend.array(np.asarray(0.0), wide), backend.array(np.asarray(True))
         by = Map(*(backend.array(one, wide) for one in parts), nothing, nothing, good)
         before = backend.numpy(state.embeddings)
-        found = backend.numpy(compensation.moved(state, by, interval=EVERY, normalize=True).embeddings)
+        found = backend.numpy(moved(state, by, interval=EVERY, normalize=True).embeddings)
         eps = {"float16": 1e-3, "bfloat16": 8e-3}.get(dtype, 1e-6)
         np.testing.assert_allclose(np.linalg.norm(found[: M - 8].astype(float), axis=1), 1.0, atol=eps)
         assert np.mean(np.any(found[: M - 8] != before[: M - 8], axis=1)[ages > 0]) > 0.9
@@ -224,7 +226,7 @@ def test_a_row_that_would_have_no_direction_or_be_no_number_stays(backend):
         nothing, good = backend.array(np.asarray(0.0)), backend.array(np.asarray(True))
         by = Map(backend.array(np.zeros(D)), backend.array(np.asarray(shift)), None, nothing, nothing, good)
         with np.errstate(invalid="ignore"):
-            found = compensation.moved(state, by, interval=EVERY, normalize=unit)
+            found = moved(state, by, interval=EVERY, normalize=unit)
         np.testing.assert_array_equal(backend.numpy(found.embeddings)[:2], rows)
 
 
@@ -234,7 +236,7 @@ def test_a_map_that_is_not_good_changes_nothing_whatever_it_holds(backend, unit)
     before = snapshot(backend, state)
     parts = [backend.array(np.full(shape, np.nan)) for shape in ((D,), (D,), (D, D), (), ())]
     by = Map(*parts, backend.array(np.asarray(False)))
-    assert_same_state(backend, compensation.moved(state, by, interval=EVERY, normalize=unit), before)
+    assert_same_state(backend, moved(state, by, interval=EVERY, normalize=unit), before)
 
 
 def too_few(rng, rows, slots):
@@ -242,7 +244,7 @@ def too_few(rng, rows, slots):
 
 
 def unexplained(rng, rows, slots):
-    """Noise that is across all maps: their best is none, and with a pair left out worse than none."""
+    """Noise orthogonal to all maps: the best map is none, and leave-one-out fits are worse than none."""
     X, noise = np.hstack([np.ones((P, 1)), rows[slots]]), 0.2 * rng.normal(size=(P, D))
     return rows, rows[slots] + noise - X @ np.linalg.lstsq(X, noise, rcond=None)[0], None
 
@@ -270,7 +272,7 @@ def empty(rng, rows, slots):
 @pytest.mark.parametrize("unit", [True, False])
 @pytest.mark.parametrize("make", [too_few, unexplained, not_finite, all_equal, too_large, empty])
 def test_it_cannot_hurt(backend, make, unit):
-    """Nothing but the pairs' own rows changes, not by a bit."""
+    """Only the pairs' own rows change; all others stay bit-identical."""
     if make is too_large and unit:
         return
     rng = np.random.default_rng(3)
@@ -288,12 +290,12 @@ def test_it_cannot_hurt(backend, make, unit):
         for one, other in zip(found[1:], before[1:], strict=True):
             np.testing.assert_array_equal(one, other)
         np.testing.assert_array_equal(motion.before, motion.after)
-        assert np.isnan(motion.before) == (make in (empty, too_large))  # as it was: there is nothing to tell
+        assert np.isnan(motion.before) == (make in (empty, too_large))  # unchanged: there is no measurement
         assert motion.rejected == 1
 
 
 def test_pairs_that_are_fitted_exactly_tell_nothing(backend):
-    """As many parameters as numbers: a linear map reaches each, and what it does to others is not known."""
+    """With as many parameters as numbers, a linear map fits every pair exactly, and its effect on others is unknown."""
     rng, valid = np.random.default_rng(4), np.arange(P) < D + 1
     rows, fresh = normalize(rng.normal(size=(M, D))), rng.normal(size=(P, D))
     for dtype in ("float32", "float64"):
@@ -307,18 +309,19 @@ def test_pairs_that_are_fitted_exactly_tell_nothing(backend):
             assert float(found[1][1].after) == pytest.approx(float(found[0][1].after), rel=1e-4)
 
 
-# Which rows are embedded anew
+# Selection of the rows to re-embed
 
 
 @given(count=st.integers(0, M), step=st.integers(0, 2**31 - 1), n=st.sampled_from([8, 16, M, 2 * M]))
 def test_slots_are_spread_over_the_ring(backend, count, step, n):
     state = memory(backend, np.ones((M, 1)), step=step)._replace(count=backend.array(np.asarray(count)))
-    found = [xbm.Compensation(probes=n).slots(one) for one in (state, state._replace(embeddings=-state.embeddings))]
-    slots, filled = map(backend.numpy, found[0])
-    np.testing.assert_array_equal(slots, backend.numpy(found[1][0]))  # the rows say nothing
+    found = [xbm.Compensation(probes=n).probe(one) for one in (state, state._replace(embeddings=-state.embeddings))]
+    slots, filled, ids = map(backend.numpy, found[0])
+    np.testing.assert_array_equal(slots, backend.numpy(found[1].slots))  # the rows say nothing
     p = min(n, M)
     assert len(set(slots.tolist())) == len(slots) == p
     np.testing.assert_array_equal(filled, slots < count)
+    np.testing.assert_array_equal(ids, np.where(filled, slots, -1))  # sample n is in slot n
     if count >= p:
         assert np.all(filled)
         apart = np.diff(np.sort(slots), append=np.min(slots) + count)
@@ -331,8 +334,8 @@ def test_every_row_is_asked_for(backend):
     for every in (1, 8, 10):
         compensate, seen = xbm.Compensation(probes=8), set()
         for nth in range(6 * M // 8):
-            slots, _ = compensate.slots(memory(backend, np.ones((M, 1)), step=every * nth))
-            seen |= set(backend.numpy(slots).tolist())
+            probes = compensate.probe(memory(backend, np.ones((M, 1)), step=every * nth))
+            seen |= set(backend.numpy(probes.slots).tolist())
         assert seen == set(range(M))
 
 
@@ -341,11 +344,46 @@ def test_a_round_is_due_every_so_many_calls():
     assert not any(xbm.Compensation(every=3).due(step) for step in range(9))
 
 
+def test_rounds_read_the_step_once_and_count_from_there():
+    reads = []
+
+    def read(step):
+        return lambda: reads.append(step) or step
+
+    rounds, found = Rounds(xbm.Compensation(probes=8, every=3).due), []
+    for step in range(4, 13):  # a run that was resumed after four calls
+        found.append(rounds.due(read(step)))
+        assert rounds.due(read(step)) == found[-1]  # asking counts nothing
+        rounds.count()
+    assert found == [step % 3 == 0 for step in range(4, 13)]
+    assert reads == [4]
+    rounds.forget()
+    assert rounds.due(read(21))  # of a state that was loaded
+    rounds.count()
+    assert not rounds.due(read(0))
+    assert reads == [4, 21]
+
+
+def test_rounds_count_no_call_before_the_step_is_known():
+    """Such as those between a load and the next question: the step that is read has counted them."""
+    rounds = Rounds(lambda calls: calls == 5)
+    rounds.count()
+    rounds.count()
+    assert rounds.due(lambda: 5)
+
+
+def test_probes_of_rows_without_ids_are_refused():
+    with pytest.raises(ValueError, match="the memory rows have none: pass the ids of each batch"):
+        check_known(filled=True, known=False)
+    for filled, known in ((False, False), (True, True)):
+        check_known(filled=filled, known=known)
+
+
 # A batch alone
 
 
 class Followed:
-    """The same in NumPy: a memory of rows that are shifted after the mean of each batch."""
+    """Reference in NumPy: a memory whose rows are shifted by the motion of the batch mean."""
 
     def __init__(self, window, *, unit):
         self.rows, self.shift, self.trust, self.window = np.zeros((0, D)), np.zeros(D), 0.0, window
@@ -355,9 +393,9 @@ class Followed:
         z = self.shaped(x[np.all(np.isfinite(x), axis=1)])
         if len(z):
             apart = z.mean(axis=0) - self.rows.mean(axis=0) if len(self.rows) else np.zeros(D)
-            without = apart + self.shift * (self.trust > 0)  # had the last shift not been made
+            without = apart + self.shift * (self.trust > 0)  # without the last shift
             won = np.sum(without**2) - np.sum((without - self.shift) ** 2)
-            self.trust = MEMORY_OF_TRUST * self.trust + (1 - MEMORY_OF_TRUST) * won
+            self.trust = TRUST_DECAY * self.trust + (1 - TRUST_DECAY) * won
             self.shift = apart * len(z) / (len(z) + self.window)
             if self.trust > 0:
                 self.rows = self.shaped(self.rows + self.shift)
@@ -369,8 +407,8 @@ def test_a_memory_that_follows_is_numpys(backend, unit):
     rng, drift = np.random.default_rng(5), np.linspace(-0.3, 0.2, D)
     compensate = xbm.Compensation(window=16)
     objective = xbm.Objective(weight=0.0, in_batch=False, normalize=unit, compensate=compensate)
-    state = memory(backend, np.zeros((0, D)), dtype="float32", step=0)
-    motion, model, made = compensation.init(state), Followed(16, unit=unit), []
+    state = objective.begin(memory(backend, np.zeros((0, D)), dtype="float32", step=0))
+    model, made = Followed(16, unit=unit), []
     for call, size in enumerate([P, P, 0, P, P, P, P, P, P, P, P]):
         x = np.float32(0.5 * rng.normal(size=(size, D)) + call * drift * (1 if call < 7 else -1))
         if call == 5:
@@ -379,28 +417,28 @@ def test_a_memory_that_follows_is_numpys(backend, unit):
             x[:] = np.nan
         before = snapshot(backend, state)
         with np.errstate(invalid="ignore"):
-            result = objective.step(state, backend.array(x), backend.array(np.zeros(size, np.int64)), motion=motion)
+            state = objective.step(state, backend.array(x), backend.array(np.zeros(size, np.int64))).state
             model.call(x)
-        state, motion = result.state, result.motion
+        rows, motion = state.memory, state.motion
         made.append(model.trust > 0)
-        order = np.r_[int(state.cursor) : M, : int(state.cursor)][-int(state.count) :]
-        np.testing.assert_allclose(backend.numpy(state.embeddings)[order], model.rows, rtol=1e-4, atol=1e-5)
+        order = np.r_[int(rows.cursor) : M, : int(rows.cursor)][-int(rows.count) :]
+        np.testing.assert_allclose(backend.numpy(rows.embeddings)[order], model.rows, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(backend.numpy(motion.shift), model.shift, rtol=1e-4, atol=1e-5)
         assert float(motion.trust) == pytest.approx(model.trust, rel=1e-4, abs=1e-5)
         if size == 0 or call == 6:
-            np.testing.assert_array_equal(backend.numpy(state.embeddings), before[0])
+            np.testing.assert_array_equal(backend.numpy(rows.embeddings), before[0])
     assert True in made
     assert False in made
 
 
 def following(drift, calls=150, capacity=160):
-    """Return of a memory that follows, over a run of noisy batches that drift by so much a call, and of one that stays:
+    """Return statistics of a memory with `follow` and of one without, over noisy batches with constant drift per call.
 
-    the mean squared distance from fresh rows, the largest, and the share of calls in which it was moved.
+    The statistics are the mean and the largest squared distance from fresh rows, and the share of calls with a shift.
     """
     rng, samples, made, errors = np.random.default_rng(6), np.zeros((0, D)), 0, []
     compensate, state = xbm.Compensation(), xbm.init(capacity=capacity, dim=D, dtype=np.dtype("float64"))
-    motion = compensation.init(state)
+    motion = still(state)
     for call in range(calls):
         x = rng.normal(size=(16, D))
         samples = np.concatenate([samples, x])[-capacity:]
@@ -414,7 +452,7 @@ def following(drift, calls=150, capacity=160):
 
 
 def test_a_drifting_memory_is_followed_and_one_that_stays_is_left_alone():
-    """Of rows whose mean squared length is D = 8."""
+    """The rows have mean squared length D = 8."""
     for size in (0.4, 0.1):
         (follows, stays), _, made = following(size * np.eye(D)[0])
         assert follows < 0.5 * stays
@@ -428,7 +466,7 @@ def test_a_drifting_memory_is_followed_and_one_that_stays_is_left_alone():
 @settings(max_examples=max(5, settings.default.max_examples // 5))
 @given(seed=SEEDS)
 def test_rows_that_come_back_move_the_others(backend, seed):
-    """Loss and gradient are those of no compensation against the memory as it was moved."""
+    """Loss and gradient equal those without compensation, against the compensated memory."""
     rng = np.random.default_rng(seed)
     samples = normalize(rng.normal(size=(M, D)))
     now = samples @ rotation(rng, 0.6)
@@ -438,48 +476,48 @@ def test_rows_that_come_back_move_the_others(backend, seed):
     results = []
     for one in (compensate, None):
         rows = samples if one is compensate else now
-        state = memory(backend, rows)._replace(labels=backend.array(labels))
-        motion = {"motion": compensation.init(state)} if one is compensate else {}
         objective = xbm.Objective(warmup=0, compensate=one)
-        results.append(objective.step(state, *batch[:2], ids=batch[2], **motion))
+        state = objective.begin(memory(backend, rows)._replace(labels=backend.array(labels)))
+        results.append(objective.step(state, *batch[:2], ids=batch[2]))
     found, expected = results
     np.testing.assert_allclose(
-        backend.numpy(found.state.embeddings)[:M], backend.numpy(expected.state.embeddings), atol=1e-9
+        backend.numpy(found.state.memory.embeddings), backend.numpy(expected.state.memory.embeddings), atol=1e-9
     )
     np.testing.assert_allclose(backend.numpy(found.loss), backend.numpy(expected.loss), rtol=1e-8)
     np.testing.assert_allclose(backend.numpy(found.gradient), backend.numpy(expected.gradient), rtol=1e-7, atol=1e-9)
-    report = dict(zip(REPORT, backend.numpy(found.report).tolist(), strict=True))
-    assert report["drift"] == pytest.approx(report["drift_before"])
-    assert report["drift_after"] < 1e-12
-    assert report["rejected"] == 0
+    report = found.report
+    assert float(report.drift) == pytest.approx(float(report.drift_before))
+    assert float(report.drift_after) < 1e-12
+    assert float(report.rejected) == 0
 
 
 def test_of_a_class_that_comes_back_one_row_counts(backend):
-    """Classmates would vouch for each other: seven classes are too few pairs, eight are enough."""
+    """Samples of one class are not independent: seven classes are too few for a fit, eight are enough."""
     rng = np.random.default_rng(0)
     samples = normalize(rng.normal(size=(M, D)))
     now, again = samples + 0.5, rng.permutation(M)[:P]
     for classes in (7, 8):
-        labels, state = np.arange(P) % classes, memory(backend, samples)
+        labels = np.arange(P) % classes
         objective = xbm.Objective(compensate=xbm.Compensation(follow=False, returning=True, form="shift"))
         arrays = [backend.array(one) for one in (now[again], labels, again)]
-        result = objective.step(state, *arrays[:2], ids=arrays[2], motion=compensation.init(state))
-        assert int(result.motion.rejected) == (classes < 8)
-        assert (float(result.motion.after) < float(result.motion.before)) == (classes == 8)
+        state = objective.begin(memory(backend, samples))
+        motion = objective.step(state, *arrays[:2], ids=arrays[2]).state.motion
+        assert int(motion.rejected) == (classes < 8)
+        assert (float(motion.after) < float(motion.before)) == (classes == 8)
 
 
-@pytest.mark.parametrize("ridges", [(0.0,), compensation.RIDGES], ids=["exact", "ridges"])
+@pytest.mark.parametrize("ridges", [(0.0,), RIDGES], ids=["exact", "ridges"])
 def test_a_fit_of_whatever_pairs_ends(backend, ridges):
-    """Most of them none, in float32: where a decomposition may fail to converge, or a matrix to have an inverse."""
+    """Degenerate pairs in float32, for which a decomposition may not converge or a matrix may be singular."""
     rng = np.random.default_rng(0)
     for some in [*rng.random(5 if backend.compiles else 300), 0.0]:
         old, fresh = (normalize(rng.normal(size=(32, 64))).astype(np.float32) for _ in range(2))
         exposure = (rng.random(32) < some).astype(np.float32)
-        found = compensation.fit(*map(backend.array, (old, fresh, exposure)), ridges=ridges, normalize=True)
+        found = fit(*map(backend.array, (old, fresh, exposure)), ridges=ridges, normalize=True)
         assert np.isfinite(backend.numpy(found.matrix)).all()
 
 
-# Refusals
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -488,7 +526,7 @@ def test_a_fit_of_whatever_pairs_ends(backend, ridges):
         ({"follow": 1}, TypeError, "follow must be True or False, got 1"),
         ({"returning": None}, TypeError, "returning must be True or False"),
         ({"probes": -1}, ValueError, "probes must be at least 0, got -1"),
-        ({"probes": 7}, ValueError, "probes must be 0 or at least 8, to make a map of them, got 7"),
+        ({"probes": 7}, ValueError, "probes must be 0, or at least 8 to fit a map, got 7"),
         ({"probes": 8.0}, TypeError, "probes must be an int"),
         ({"every": 0}, ValueError, "every must be at least 1, got 0"),
         ({"every": True}, TypeError, "every must be an int"),
@@ -498,7 +536,7 @@ def test_a_fit_of_whatever_pairs_ends(backend, ridges):
         ({"ridge": "1"}, TypeError, "ridge must be a number, got '1'"),
         ({"window": -1}, ValueError, "window must be at least 0, got -1"),
         ({"window": 0.5}, TypeError, "window must be an int"),
-        ({"follow": False}, ValueError, "nothing is compensated: give follow, returning or probes"),
+        ({"follow": False}, ValueError, "nothing is compensated: set follow, returning or probes"),
     ],
 )
 def test_options_are_refused(options, error, sentence):
@@ -531,36 +569,81 @@ def test_a_round_refuses_and_loses_nothing(backend, change, error, sentence):
     given_ones = {"slots": np.arange(P), "fresh": rows[:P]} | change
     given_ones = {name: backend.array(x) if isinstance(x, np.ndarray) else x for name, x in given_ones.items()}
     with pytest.raises(error, match=sentence):
-        xbm.Compensation(probes=P).move(state, compensation.init(state), **given_ones)
+        xbm.Compensation(probes=P).move(state, still(state), **given_ones)
     assert_same_state(backend, state, before)
 
 
-def test_a_step_wants_a_motion_where_it_compensates_and_there_alone(backend):
-    state = memory(backend, np.ones((M, D)))
-    batch, motion = (backend.array(np.ones((2, D))), backend.array(np.asarray([0, 1]))), compensation.init(state)
-    for compensate, one in ((xbm.Compensation(), None), (None, motion)):
-        before = snapshot(backend, state)
-        with pytest.raises(ValueError, match="step wants the memory's motion"):
-            xbm.Objective(compensate=compensate).step(state, *batch, motion=one)
-        assert_same_state(backend, state, before)
+def test_a_step_that_compensates_needs_the_motion(backend):
+    state = xbm.Objective().begin(memory(backend, np.ones((M, D))))
+    batch = backend.array(np.ones((2, D))), backend.array(np.asarray([0, 1]))
+    before = snapshot(backend, state)
+    objective = xbm.Objective(compensate=xbm.Compensation())
+    for call in (objective.step, objective.evaluate):
+        with pytest.raises(ValueError, match="the state was made without compensate="):
+            call(state, *batch)
+    assert_same_state(backend, state, before)
+
+
+@pytest.mark.parametrize("unit", [True, False])
+def test_a_state_moves_as_its_memory_and_motion_do(backend, unit):
+    """Rows are normalised as the objective says, and a probe without an id does not count unless it is said to."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(M, D))
+    rows, turn = normalize(rows) if unit else rows, rotation(rng, 0.5)
+    objective = xbm.Objective(compensate=xbm.Compensation(probes=P), normalize=unit)
+    for valid in (None, np.arange(P) < P - 3):
+        states = []
+        for _ in range(2):
+            ids = np.where(np.arange(M) % 5, np.arange(M), -1)
+            states.append(objective.begin(memory(backend, rows)._replace(ids=backend.array(ids))))
+        probes = objective.compensate.probe(states[0].memory)
+        slots, known = backend.numpy(probes.slots), backend.numpy(probes.ids) >= 0
+        assert not np.all(known)
+        fresh = 2 * rows[slots] @ turn
+        given_one = {} if valid is None else {"valid": backend.array(valid)}
+        found = objective.move(states[0], probes, backend.array(fresh), **given_one)
+        moved_memory, motion = objective.compensate.move(
+            states[1].memory,
+            states[1].motion,
+            probes.slots,
+            backend.array(fresh),
+            backend.array(known if valid is None else valid),
+            normalize=unit,
+        )
+        for one, other in zip((*found.memory, *found.motion), (*moved_memory, *motion), strict=True):
+            np.testing.assert_array_equal(backend.numpy(one), backend.numpy(other))
+        assert float(found.motion.after) < float(found.motion.before)
+
+
+def test_only_an_objective_that_compensates_moves_a_state(backend):
+    compensating, plain = xbm.Objective(compensate=xbm.Compensation(probes=P)), xbm.Objective()
+    rows = memory(backend, normalize(np.ones((M, D))))
+    probes, x = compensating.compensate.probe(rows), backend.array(np.ones((P, D)))
+    state = compensating.begin(rows)
+    before = snapshot(backend, state)
+    with pytest.raises(ValueError, match="move is for an objective with compensate="):
+        plain.move(state, probes, x)
+    with pytest.raises(ValueError, match="the state was made without compensate="):
+        compensating.move(plain.begin(rows), probes, x)
+    assert_same_state(backend, state, before)
 
 
 def test_options_of_numpys_widen_nothing(backend):
     compensate = xbm.Compensation(probes=np.int64(P), every=np.int64(2), window=np.int64(4), ridge=np.float64(1))
-    state = memory(backend, normalize(np.ones((M, D))), dtype="float32")
-    motion, (slots, _) = compensation.init(state), compensate.slots(state)
+    objective = xbm.Objective(warmup=0, compensate=compensate)
+    state = objective.begin(memory(backend, normalize(np.ones((M, D))), dtype="float32"))
     x, labels = backend.array(np.ones((P, D), np.float32)), backend.array(np.arange(P))
-    state, motion = compensate.move(state, motion, slots, x)
-    result = xbm.Objective(warmup=0, compensate=compensate).step(state, x, labels, motion=motion)
-    assert (result.state.embeddings.dtype, result.loss.dtype) == (backend.xp.float32, backend.xp.float32)
-    assert [one.dtype for one in result.motion] == [one.dtype for one in compensation.init(state)]
+    state = objective.move(state, compensate.probe(state.memory), x)
+    result = objective.step(state, x, labels)
+    assert (result.state.memory.embeddings.dtype, result.loss.dtype) == (backend.xp.float32, backend.xp.float32)
+    assert [one.dtype for one in result.state.motion] == [one.dtype for one in still(state.memory)]
 
 
 def test_everything_stays_on_its_device(backend):
     xp, device = backend.xp, backend.second_device
     x = xp.asarray(np.ones((P, D)).tolist(), dtype=xp.float32, device=device)
     state = xbm.init(capacity=M, dim=D, xp=xp, device=device)
-    compensate, motion = xbm.Compensation(probes=P), compensation.init(state)
-    slots, filled = compensate.slots(state)
-    state, motion = compensate.move(*compensate.within(state, motion, x, slots), slots, x)
-    assert {array.device for array in (*state, *motion, slots, filled)} == {device}
+    compensate, motion = xbm.Compensation(probes=P), still(state)
+    probes = compensate.probe(state)
+    state, motion = compensate.move(*compensate.within(state, motion, x, probes.slots), probes.slots, x)
+    assert {array.device for array in (*state, *motion, *probes)} == {device}

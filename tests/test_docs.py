@@ -1,4 +1,4 @@
-"""The README and the docs are held to the code: examples run and print what the page says, names are there."""
+"""The README and the docs match the code: examples run and print the stated output, and names exist."""
 
 import contextlib
 import io

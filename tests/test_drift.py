@@ -1,4 +1,4 @@
-"""Slow drift: between two embeddings of a probe set, and over a run."""
+"""Slow drift: the distance between two embeddings of a probe set, and its record over a run."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tests import oracle
 from tests.strategies import lengths
 
 
-@given(seed=st.integers(0, 2**32 - 1), rows=lengths(1, 5, [1, 4]), normalize=st.booleans())
+@given(seed=st.integers(0, 2**32 - 1), rows=lengths(1, 5, [3]), normalize=st.booleans())
 def test_between_is_the_mean_squared_distance(backend, seed, rows, normalize):
     rng = np.random.default_rng(seed)
     old, new = rng.normal(size=(2, rows, 3)) * 5
@@ -28,7 +28,7 @@ def test_between_is_the_mean_squared_distance(backend, seed, rows, normalize):
     saved_at=st.integers(0, 30),
 )
 def test_a_probe_reads_what_all_embeddings_would_tell(backend, apart, every, steps, start, saved_at):
-    """Whatever it was given only when due, and saved and gone on with in between."""
+    """Embeddings are recorded only when due, and the probe can be saved and resumed in between."""
     rng = np.random.default_rng(0)
     embeddings = [backend.array(rng.normal(size=(2, 3))) for _ in range(steps)]
     probe = xbm.drift.Probe(apart=apart, every=every)

@@ -1,4 +1,4 @@
-"""On an accelerator: the step that the host makes, without the host waiting for it. `tox -e gpu` runs this."""
+"""On an accelerator: the same step as on the CPU, without a device sync. Run with `tox -e gpu`."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ pytestmark = pytest.mark.gpu
 
 
 def batches(seed=0):
-    """Yield `(x, labels, ids)` of NumPy, of several sizes, returning samples among them."""
+    """Yield `(x, labels, ids)` as NumPy arrays, with several batch sizes and repeated samples."""
     rng = np.random.default_rng(seed)
     for size in (64, 64, 17, 64, 1, 64):
         ids = rng.integers(300, size=size)
@@ -21,14 +21,15 @@ def batches(seed=0):
 def test_a_step_is_numpys(library, loss):
     xp, put = LIBRARIES[library]()
     objective = xbm.Objective(loss=loss, warmup=1)
-    state, plain = xbm.init(capacity=200, dim=32, xp=xp, device=put(np.zeros(1)).device), xbm.init(capacity=200, dim=32)
+    state = objective.init(capacity=200, dim=32, xp=xp, device=put(np.zeros(1)).device)
+    plain = objective.init(capacity=200, dim=32)
     for batch in batches():
         x, labels, ids = map(put, batch)
         result, expected = objective.step(state, x, labels, ids=ids), objective.step(plain, *batch[:2], ids=batch[2])
         state, plain = result.state, expected.state
         np.testing.assert_allclose(host(result.loss), expected.loss, rtol=1e-4)
         np.testing.assert_allclose(host(result.gradient), expected.gradient, rtol=1e-3, atol=1e-5)
-        for one, other in zip(state[1:], plain[1:], strict=True):
+        for one, other in zip(state.memory[1:], plain.memory[1:], strict=True):
             np.testing.assert_array_equal(host(one), other)
 
 
@@ -78,5 +79,5 @@ LIBRARIES = {"torch": _torch, "jax": _jax, "tensorflow": _tensorflow}
 
 
 def host(x):
-    """Return an array as NumPy's."""
+    """Return an array as a NumPy array."""
     return np.asarray(x.cpu() if hasattr(x, "cpu") else x)

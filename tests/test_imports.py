@@ -12,7 +12,7 @@ CHECK = f"import sys; print(*sorted(set({FRAMEWORKS}) & set(sys.modules)))"
 
 
 def frameworks_after(program, **options):
-    """Return the frameworks that a fresh interpreter has imported once the program ran."""
+    """Return the frameworks that a fresh interpreter has imported after running the program."""
     command = [sys.executable, "-c", f"{program}\n{CHECK}"]
     return subprocess.run(command, capture_output=True, text=True, check=True, **options).stdout.split()
 
@@ -31,7 +31,7 @@ def test_the_check_would_see_one(framework, tmp_path):
 
 
 def test_every_tox_environment_is_one():
-    """A name without a section would run what is written for all, and pass."""
+    """A tox name without a section would run the default commands, and pass."""
     tox = ConfigParser(interpolation=None)
     tox.read(Path(__file__).parents[1] / "tox.ini")
     names = tox["tox"]["env_list"].replace("keras-{tensorflow,jax,torch}", "keras-{tensorflow;jax;torch}").split(",")

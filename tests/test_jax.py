@@ -1,4 +1,4 @@
-"""JAX: compiled, donated, differentiated, mapped, and with its rows on several devices."""
+"""JAX: compilation, donation, differentiation, vmap, and rows on several devices."""
 
 import re
 
@@ -12,10 +12,10 @@ import xbm
 from tests.pair_losses import BY_NAME
 from tests.table import DEVICES
 from tests.test_compensation import rotation
-from xbm import compensation
-from xbm.memory import MemoryState, Rows
+from xbm.compensation import moving
+from xbm.memory_state import MemoryState, Rows
 
-SIZES = [8, 3, 8, 1, 0, 20, 3, 8]  # of batches, into 12 slots
+SIZES = [8, 3, 8, 1, 0, 20, 3, 8]  # batch sizes, for a memory of 12 slots
 LOSSES = [
     {},
     {"loss": xbm.Contrastive(reduction="sum"), "copies": "keep"},
@@ -33,7 +33,7 @@ def wide(request):
 
 
 def batches(sizes=SIZES, dim=4, seed=0):
-    """Yield `(x, labels, ids)` of NumPy, returning samples among them."""
+    """Yield `(x, labels, ids)` as NumPy arrays, with repeated samples."""
     rng = np.random.default_rng(seed)
     for size in sizes:
         ids = rng.integers(30, size=size)
@@ -45,9 +45,9 @@ def arrays(batch):
 
 
 def compiled(objective, traced=None):
-    """Return a train step whose gradient is JAX's own, through an encoder that does nothing.
+    """Return a train step that JAX differentiates, with an identity encoder.
 
-    To `traced` it adds the batch size of each compilation: JAX's own count may be 0 after thousands of others.
+    Each compilation appends its batch size to `traced`. JAX's own count may be 0, because its cache is bounded.
     """
 
     def loss_of(x, state, labels, ids):
@@ -61,9 +61,10 @@ def compiled(objective, traced=None):
 
 @pytest.mark.parametrize("options", LOSSES, ids=str)
 def test_compiled_and_differentiated_it_is_numpys_step(options):
-    objective = xbm.Objective(warmup=1, block_rows=2, **options)  # 12 rows: six blocks, a loop
+    objective = xbm.Objective(warmup=1, block_rows=2, **options)  # 12 rows in six blocks, which run in a loop
     traced = []
-    step, state, plain = compiled(objective, traced), xbm.init(capacity=12, dim=4, xp=jnp), xbm.init(capacity=12, dim=4)
+    step, state = compiled(objective, traced), objective.init(capacity=12, dim=4, xp=jnp)
+    plain = objective.init(capacity=12, dim=4)
     for batch in batches():
         x, labels, ids = arrays(batch)
         (loss, result), gradient = step(x, state, labels, ids)
@@ -72,21 +73,23 @@ def test_compiled_and_differentiated_it_is_numpys_step(options):
         np.testing.assert_allclose(loss, expected.loss, rtol=2e-5, atol=1e-6)
         np.testing.assert_allclose(gradient, expected.gradient, rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(gradient, result.gradient)
-        np.testing.assert_allclose(result.report, expected.report, rtol=1e-4, atol=1e-5)
-        for name, one, other in zip(MemoryState._fields, state, plain, strict=True):
+        np.testing.assert_allclose(result.report.stacked(), expected.report.stacked(), rtol=1e-4, atol=1e-5)
+        for name, one, other in zip(MemoryState._fields, state.memory, plain.memory, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6 if name == "embeddings" else 0, err_msg=name)
-    assert sorted(traced) == sorted(set(SIZES))  # filling, full, wrapped: one compilation for each batch shape
+    assert sorted(traced) == sorted(
+        set(SIZES)
+    )  # one compilation per batch shape, whether the memory is filling, full or wrapped
 
 
 @pytest.mark.parametrize("options", BY_NAME, ids=str)
 def test_every_loss_and_miner_is_compiled_too(options, wide):
-    """In float64, where rounding turns no choice of a pair."""
+    """In float64, so that rounding does not change the choice of pairs."""
     if not wide:
         return
     objective = xbm.Objective(warmup=0, block_rows=5, **options)
-    state = xbm.init(capacity=12, dim=4, dtype=jnp.float64, xp=jnp)
+    state = objective.init(capacity=12, dim=4, dtype=jnp.float64, xp=jnp)
     traced = []
-    step, plain = compiled(objective, traced), xbm.init(capacity=12, dim=4, dtype=np.dtype("float64"))
+    step, plain = compiled(objective, traced), objective.init(capacity=12, dim=4, dtype=np.dtype("float64"))
     for x, labels, ids in batches([8, 8, 8]):
         x = x.astype(np.float64)
         (loss, result), gradient = step(*arrays((x,)), state, *arrays((labels, ids)))
@@ -100,7 +103,8 @@ def test_every_loss_and_miner_is_compiled_too(options, wide):
 def test_a_last_block_may_be_shorter():
     losses = []
     for block_rows in (5, 100):
-        objective, state = xbm.Objective(warmup=0, block_rows=block_rows), xbm.init(capacity=18, dim=4, xp=jnp)
+        objective = xbm.Objective(warmup=0, block_rows=block_rows)
+        state = objective.init(capacity=18, dim=4, xp=jnp)
         for batch in batches([18, 8]):
             x, labels, _ = arrays(batch)
             result = jax.jit(objective.step)(state, x, labels)
@@ -112,62 +116,56 @@ def test_a_last_block_may_be_shorter():
 
 @pytest.mark.parametrize("copies", ["exclude", "replace"])
 def test_rows_are_written_in_place(copies):
-    objective, state = xbm.Objective(warmup=0, copies=copies), xbm.init(capacity=1024, dim=16, xp=jnp)
+    objective = xbm.Objective(warmup=0, copies=copies)
+    state = objective.init(capacity=1024, dim=16, xp=jnp)
     step = compiled(objective)
-    place = state.embeddings.unsafe_buffer_pointer()
+    place = state.memory.embeddings.unsafe_buffer_pointer()
     for batch in batches([8] * 4, dim=16):
         x, labels, ids = arrays(batch)
         before = state
         (_, result), _ = step(x, state, labels, ids)
         state = result.state
-        assert before.embeddings.is_deleted()
-        assert state.embeddings.unsafe_buffer_pointer() == place
+        assert before.memory.embeddings.is_deleted()
+        assert state.memory.embeddings.unsafe_buffer_pointer() == place
         stored = "replace" if copies == "replace" else "keep"
-        state = xbm.enqueue(state, x, labels, ids=ids, copies=stored)  # not compiled
-        assert state.embeddings.unsafe_buffer_pointer() == place
+        state = state._replace(memory=xbm.enqueue(state.memory, x, labels, ids=ids, copies=stored))  # not compiled
+        assert state.memory.embeddings.unsafe_buffer_pointer() == place
     program = step.lower(x, state, labels, ids).compile().as_text()
     assert re.search(r"= f32\[1024,16\]\S* (scatter|fusion|dynamic-update-slice|while)\(", program)
     assert not re.findall(r"= f32\[1024,16\]\S* copy\(.*", program)
 
 
-def rounds(compensate, objective):
-    """Return a train step and a round over a memory and its motion, both given away."""
-
-    def loss_of(x, state, motion, labels, ids):
-        result = objective.step(state, x, labels, ids=ids, motion=motion)
-        return result.loss, result
-
-    step = jax.value_and_grad(loss_of, has_aux=True)
-    return jax.jit(step, donate_argnums=(1, 2)), jax.jit(compensate.move, donate_argnums=(0, 1))
+def rounds(objective):
+    """Return a train step and a round over a state, which is given away."""
+    return compiled(objective), jax.jit(objective.move, donate_argnums=0)
 
 
 def test_a_compiled_memory_that_moves_is_numpys(wide, monkeypatch):
     if wide:
         return
-    monkeypatch.setattr(compensation, "CACHE", 5 * 4)  # of 32 rows, so a loop and a shorter last block
+    monkeypatch.setattr(moving, "CACHE", 5 * 4)  # of 32 rows, so a loop and a shorter last block
     compensate = xbm.Compensation(returning=True, probes=16, every=2, ridge=0.1)
     objective = xbm.Objective(warmup=1, compensate=compensate)
-    step, move = rounds(compensate, objective)
-    states = [xbm.init(capacity=32, dim=4, xp=jnp), xbm.init(capacity=32, dim=4)]
-    motions, helped = [compensation.init(state) for state in states], False
+    step, move = rounds(objective)
+    states, helped = [objective.init(capacity=32, dim=4, xp=jnp), objective.init(capacity=32, dim=4)], False
     turn = rotation(np.random.default_rng(3), 0.3, 4).astype(np.float32)
     base = np.random.default_rng(4).normal(size=(30, 4)).astype(np.float32)
     for call, (noise, _, ids) in enumerate(batches([16] * 6)):
         now = base @ np.linalg.matrix_power(turn, call)
         if call and call % 2 == 0:
-            slots, _ = compensate.slots(states[1])
-            np.testing.assert_array_equal(jax.jit(compensate.slots)(states[0])[0], slots)
-            fresh = now[states[1].ids[slots]]
-            states[0], motions[0] = move(states[0], motions[0], jnp.asarray(slots), jnp.asarray(fresh))
-            states[1], motions[1] = compensate.move(states[1], motions[1], slots, fresh)
-            helped = helped or motions[1].after < motions[1].before
+            each = jax.jit(compensate.probe)(states[0].memory), compensate.probe(states[1].memory)
+            for one, other in zip(*each, strict=True):
+                np.testing.assert_array_equal(one, other)
+            fresh = now[each[1].ids]
+            states = [move(states[0], each[0], jnp.asarray(fresh)), objective.move(states[1], each[1], fresh)]
+            helped = helped or states[1].motion.after < states[1].motion.before
         x = now[ids] + 0.01 * noise
-        (loss, result), gradient = step(jnp.asarray(x), states[0], motions[0], *arrays((ids, ids)))
-        expected = objective.step(states[1], x, ids, ids=ids, motion=motions[1])
-        states, motions = [result.state, expected.state], [result.motion, expected.motion]
+        (loss, result), gradient = step(jnp.asarray(x), states[0], *arrays((ids, ids)))
+        expected = objective.step(states[1], x, ids, ids=ids)
+        states = [result.state, expected.state]
         np.testing.assert_allclose(loss, expected.loss, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(gradient, expected.gradient, rtol=1e-2, atol=1e-3)
-        for one, other in zip((*states[0], *motions[0]), (*states[1], *motions[1]), strict=True):
+        for one, other in zip(*map(jax.tree.leaves, states), strict=True):
             np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4)
     assert helped
 
@@ -175,24 +173,25 @@ def test_a_compiled_memory_that_moves_is_numpys(wide, monkeypatch):
 def test_a_memory_is_moved_in_place(wide, monkeypatch):
     if wide:
         return
-    monkeypatch.setattr(compensation, "CACHE", 600 * 16)  # of 2048 rows, so a loop and a shorter last block
+    monkeypatch.setattr(moving, "CACHE", 600 * 16)  # of 2048 rows, so a loop and a shorter last block
     compensate = xbm.Compensation(returning=True, probes=16, ridge=0.1)
-    step, move = rounds(compensate, xbm.Objective(warmup=0, compensate=compensate))
-    state = xbm.init(capacity=2048, dim=16, xp=jnp)
-    motion, place = compensation.init(state), state.embeddings.unsafe_buffer_pointer()
+    objective = xbm.Objective(warmup=0, compensate=compensate)
+    (step, move), state = rounds(objective), objective.init(capacity=2048, dim=16, xp=jnp)
+    place = state.memory.embeddings.unsafe_buffer_pointer()
     for batch in batches([16] * 2, dim=16):
         x, labels, ids = arrays(batch)
-        (_, result), _ = step(x, state, motion, labels, ids)
-        state, motion = move(result.state, result.motion, compensate.slots(result.state)[0], x)
-        assert state.embeddings.unsafe_buffer_pointer() == place
-    programs = [step.lower(x, state, motion, labels, ids), move.lower(state, motion, compensate.slots(state)[0], x)]
+        (_, result), _ = step(x, state, labels, ids)
+        state = move(result.state, compensate.probe(result.state.memory), x)
+        assert state.memory.embeddings.unsafe_buffer_pointer() == place
+    programs = [step.lower(x, state, labels, ids), move.lower(state, compensate.probe(state.memory), x)]
     for program in (one.compile().as_text() for one in programs):
         assert re.search(r"f32\[2048,16\]\S*.* while\(", program)
         assert not re.findall(r"= f32\[2048,16\]\S* copy\(.*", program)
 
 
 def test_the_gradient_is_scaled_in_its_own_precision():
-    objective, state = xbm.Objective(warmup=0, weight=1e-9, in_batch=False), xbm.init(capacity=8, dim=4, xp=jnp)
+    objective = xbm.Objective(warmup=0, weight=1e-9, in_batch=False)
+    state = objective.init(capacity=8, dim=4, xp=jnp)
     x, labels, _ = arrays(next(batches([6])))
     scaled = jax.grad(lambda x: 2.0**30 * objective.step(state, x, labels * 0).loss)
     gradient = scaled(x.astype(jnp.float16))
@@ -202,7 +201,8 @@ def test_the_gradient_is_scaled_in_its_own_precision():
 
 
 def test_second_derivatives_are_refused():
-    objective, state = xbm.Objective(warmup=0), xbm.init(capacity=8, dim=4, xp=jnp)
+    objective = xbm.Objective(warmup=0)
+    state = objective.init(capacity=8, dim=4, xp=jnp)
     x, labels, _ = arrays(next(batches([6])))
 
     def loss_of(x):
@@ -219,7 +219,8 @@ def test_second_derivatives_are_refused():
 
 
 def test_keys_get_their_gradient():
-    objective, state = xbm.Objective(warmup=0), xbm.init(capacity=8, dim=4, xp=jnp)
+    objective = xbm.Objective(warmup=0)
+    state = objective.init(capacity=8, dim=4, xp=jnp)
     (x, labels, _), (k, _, _) = map(arrays, batches([6, 6]))
 
     def loss_of(x, k):
@@ -233,15 +234,15 @@ def test_keys_get_their_gradient():
 
 
 def test_a_function_is_a_loss_and_learns():
-    """Its weights by JAX, and the gradient of what it closes over."""
+    """JAX computes the loss's weights and the gradient of the variables it closes over."""
     x, labels, _ = arrays(next(batches([6])))
 
     def loss_of(scale, x):
         def pull(S, positive, negative):
             return scale * jnp.sum(jnp.where(positive, (1 - S) ** 2, 0.0), axis=1)
 
-        state = xbm.init(capacity=8, dim=4, xp=jnp)
-        return xbm.Objective(loss=pull, warmup=0).step(state, x, labels).loss
+        objective = xbm.Objective(loss=pull, warmup=0)
+        return objective.step(objective.init(capacity=8, dim=4, xp=jnp), x, labels).loss
 
     def direct(scale, x):
         z = x / jnp.linalg.norm(x, axis=1, keepdims=True)
@@ -258,9 +259,9 @@ def test_a_function_is_a_loss_and_learns():
 
 
 def test_several_memories_at_once():
-    """`vmap` over states and batches is one after the other."""
+    """`vmap` over states and batches equals a loop over them."""
     objective = xbm.Objective(warmup=0, block_rows=2)
-    apart = [xbm.init(capacity=12, dim=4, xp=jnp) for _ in range(3)]
+    apart = [objective.init(capacity=12, dim=4, xp=jnp) for _ in range(3)]
     together = jax.tree.map(lambda *ones: jnp.stack(ones), *apart)
     one_by_one = jax.jit(lambda state, x, labels, ids: objective.step(state, x, labels, ids=ids))
     at_once = jax.jit(jax.vmap(one_by_one))
@@ -283,19 +284,21 @@ def test_several_memories_at_once():
     ids=["rows", "batch", "rows and batch"],
 )
 def test_several_devices_give_the_same_loss_and_gradient(memory_over, batch_over):
-    """Whether each holds its rows of the memory, its part of the batch as in data parallelism, or both."""
+    """The devices share the rows of the memory, the batch (as in data parallelism), or both."""
     assert len(jax.devices()) == DEVICES
     mesh = Mesh(np.asarray(jax.devices()), ("rows",), axis_types=(AxisType.Auto,))
     capacity = 16 * DEVICES
     objective = xbm.Objective(warmup=1, block_rows=capacity)  # each device compares its own rows
     step, alone = (compiled(objective) for _ in range(2))
-    state, plain = (xbm.init(capacity=capacity, dim=4, xp=jnp) for _ in range(2))
+    state, plain = (objective.init(capacity=capacity, dim=4, xp=jnp) for _ in range(2))
     over_rows, over_batch, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (memory_over, batch_over, ()))
-    state = MemoryState(
-        **{
-            name: jax.device_put(value, over_rows if name in Rows._fields else whole)
-            for name, value in state._asdict().items()
-        }
+    state = objective.begin(
+        MemoryState(
+            **{
+                name: jax.device_put(value, over_rows if name in Rows._fields else whole)
+                for name, value in state.memory._asdict().items()
+            }
+        )
     )
     for batch in batches([8, 32, 48, 8, 8], seed=3):
         x, labels, ids = arrays(batch)
@@ -304,10 +307,10 @@ def test_several_devices_give_the_same_loss_and_gradient(memory_over, batch_over
         x, labels, ids = jax.device_put((x, labels, ids), over_batch)
         (loss, result), gradient = step(x, state, labels, ids)
         state = result.state
-        assert state.embeddings.sharding.is_equivalent_to(over_rows, 2)
+        assert state.memory.embeddings.sharding.is_equivalent_to(over_rows, 2)
         np.testing.assert_allclose(loss, expected, rtol=1e-5)
         np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
-        for one, other in zip(state, plain, strict=True):
+        for one, other in zip(state.memory, plain.memory, strict=True):
             np.testing.assert_array_equal(one, other)
     program = step.lower(x, state, labels, ids).compile().as_text()
     gathered = [line for line in program.splitlines() if f"f32[{capacity},4]" in line and "all-gather" in line]
@@ -339,7 +342,8 @@ def test_wide_rows_need_wide_numbers(wide):
 
 
 def test_raising_on_values_is_refused_under_a_compiler():
-    objective, state = xbm.Objective(on_nonfinite="raise"), xbm.init(capacity=2, dim=4, xp=jnp)
+    objective = xbm.Objective(on_nonfinite="raise")
+    state = objective.init(capacity=2, dim=4, xp=jnp)
     x, labels, _ = arrays(next(batches([2])))
     with pytest.raises(RuntimeError, match='which a compiler cannot: use "skip"'):
         jax.jit(objective.step)(state, x, labels)

@@ -1,4 +1,4 @@
-"""The memory against a deque, over drawn histories of every transition."""
+"""The memory, compared with a deque over drawn histories of every transition."""
 
 import numpy as np
 import pytest
@@ -8,30 +8,36 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 import xbm
 from tests import oracle
-from tests.strategies import batches, capacities, dims, histories
+from tests.strategies import SIZES, batches, capacities, dims, histories, lengths, other_capacities
 from xbm import memory, placing
+from xbm.state import named
 
 
 def as_arrays(backend, batch):
-    """Return a drawn batch in a library: positional arguments of `enqueue`, and its keywords."""
+    """Return a drawn batch as positional and keyword arguments of `enqueue`, in a library."""
     given_ones = {"ids": batch.ids, "mask": batch.mask}
     keywords = {name: backend.array(value) for name, value in given_ones.items() if value is not None}
     return (backend.array(batch.x), backend.array(batch.labels)), keywords
 
 
+def arrays_of(state):
+    """Return {name: array} of a memory, or of a run's state."""
+    return named(state) if isinstance(state, xbm.State) else state._asdict()
+
+
 def snapshot(backend, state):
-    """Return all of a state as NumPy arrays."""
-    return [backend.numpy(array) for array in state]
+    """Return all arrays of a memory, or of a run's state, as NumPy arrays."""
+    return [backend.numpy(array) for array in arrays_of(state).values()]
 
 
 def assert_same_state(backend, state, expected):
     """Assert equality to the last bit with a snapshot."""
-    for name, array, before in zip(xbm.MemoryState._fields, state, expected, strict=True):
+    for (name, array), before in zip(arrays_of(state).items(), expected, strict=True):
         np.testing.assert_array_equal(backend.numpy(array), before, err_msg=name)
 
 
 def assert_holds(backend, state, model):
-    """Assert that a state holds just what the deque holds, in its order."""
+    """Assert that a state holds exactly the rows of the deque, in order."""
     found = xbm.rows(state)
     rows = list(model.rows)
     assert int(state.count) == len(rows)
@@ -45,7 +51,7 @@ def assert_holds(backend, state, model):
 
 
 class MemoryMachine(RuleBasedStateMachine):
-    """Every transition in any order, beside a deque."""
+    """Every transition in any order, compared with a deque."""
 
     backend = None
     copies = "keep"
@@ -88,14 +94,14 @@ class MemoryMachine(RuleBasedStateMachine):
         self.state = xbm.clear(self.state)
         self.model.rows.clear()
 
-    @rule(capacity=capacities)
+    @rule(capacity=other_capacities)
     def resize(self, capacity):
         self.state = xbm.resize(self.state, capacity)
         self.model.rows = type(self.model.rows)(self.model.rows, maxlen=capacity)
 
     @rule(data=st.data(), fault=st.sampled_from(["labels", "dim", "length", "mask", "ids", "nonfinite"]))
     def refuse(self, data, fault):
-        batch = data.draw(batches(self.dim, sizes=st.integers(1, 3)))
+        batch = data.draw(batches(self.dim, sizes=lengths(1, 3, SIZES)))
         x, labels, ids, mask = batch.x, batch.labels, np.zeros(len(batch.x), np.int64), np.ones(len(batch.x), bool)
         options = {}
         if fault == "labels":
@@ -136,7 +142,7 @@ def test_split_batches_store_what_whole_ones_do(backend, history, data, capacity
     for batch in history:
         arrays, keywords = as_arrays(backend, batch)
         whole = xbm.enqueue(whole, *arrays, **keywords)
-        at = data.draw(st.integers(0, len(batch.x)))
+        at = data.draw(lengths(0, len(batch.x), [0, 3]))
         for part in (slice(None, at), slice(at, None)):
             piece = type(batch)(*(None if one is None else one[part] for one in batch))
             arrays, keywords = as_arrays(backend, piece)

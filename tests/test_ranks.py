@@ -1,4 +1,4 @@
-"""Several ranks are one process with the concatenated batch, whether each holds the memory or a shard of it."""
+"""Several ranks give the results of one process with the concatenated batch, with replicated and sharded memories."""
 
 import numpy as np
 import pytest
@@ -11,9 +11,9 @@ from tests.ranks import Threads, ThreadSpread, together
 from tests.strategies import named
 from tests.table import BACKENDS
 from tests.test_compensation import rotation
-from xbm import compensation
-from xbm.memory import MemoryState, of_shard
-from xbm.objective import REPORT
+from xbm.compensation import Probes
+from xbm.memory import of_shard
+from xbm.memory_state import MemoryState
 from xbm.ranks import Ranks, Shard
 
 DIM = 16
@@ -59,18 +59,18 @@ def parts(rng, ranks, *, labels=True, ids=True, keys=False):
 
 
 def concatenated(calls):
-    """Return the input of one process."""
+    """Return the input of a single process."""
     return {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
 
 
-def states(backend, capacity, ranks, *, sharded):
+def states(backend, objective, capacity, ranks, *, sharded):
     rows = capacity // ranks if sharded else capacity
-    return [xbm.init(capacity=rows, dim=DIM, dtype=backend.xp.float64, xp=backend.xp) for _ in range(ranks)]
+    return [objective.init(capacity=rows, dim=DIM, dtype=backend.xp.float64, xp=backend.xp) for _ in range(ranks)]
 
 
 def whole(backend, found, *, sharded):
     """Return the memory that ranks hold, as NumPy arrays, after comparing what all of them must hold alike."""
-    every = [MemoryState(*map(backend.numpy, state)) for state in found]
+    every = [MemoryState(*map(backend.numpy, state.memory)) for state in found]
     alike = MemoryState._fields[4:] if sharded else MemoryState._fields
     for name in alike:
         for one in every:
@@ -90,8 +90,8 @@ def whole(backend, found, *, sharded):
 def test_ranks_are_one_process(backend, sharded, options, given_ones, seed):
     rng, ranks, capacity = np.random.default_rng(seed), 2, 10
     objective = xbm.Objective(warmup=1, block_rows=3, **options)
-    one = xbm.init(capacity=capacity, dim=DIM, dtype=backend.xp.float64, xp=backend.xp)
-    many = states(backend, capacity, ranks, sharded=sharded)
+    one = objective.init(capacity=capacity, dim=DIM, dtype=backend.xp.float64, xp=backend.xp)
+    many = states(backend, objective, capacity, ranks, sharded=sharded)
     for _ in range(5):
         calls = parts(rng, ranks, **given_ones)
         arrays = [{name: backend.array(value) for name, value in call.items()} for call in calls]
@@ -104,17 +104,17 @@ def test_ranks_are_one_process(backend, sharded, options, given_ones, seed):
         results = together(ranks, work)
         expected = objective.step(one, **{name: backend.array(x) for name, x in concatenated(calls).items()})
         one, many = expected.state, [result.state for result in results]
-        state, plain = whole(backend, many, sharded=sharded), MemoryState(*map(backend.numpy, one))
+        state, plain = whole(backend, many, sharded=sharded), MemoryState(*map(backend.numpy, one.memory))
         for name in MemoryState._fields:
             close = 1e-12 if name == "embeddings" else 0
             np.testing.assert_allclose(getattr(state, name), getattr(plain, name), atol=close, rtol=0, err_msg=name)
         for result in results:
             np.testing.assert_allclose(backend.numpy(result.loss), backend.numpy(expected.loss), rtol=1e-9)
-            report, plain = (dict(zip(REPORT, backend.numpy(one.report), strict=True)) for one in (result, expected))
-            for name, figure in plain.items():
+            for name, figure in expected.report._asdict().items():
                 # Of each shard as many old rows are read as of a whole memory: more, unless each sample has only one.
                 if not (sharded and name.startswith("drift") and objective.copies != "replace"):
-                    np.testing.assert_allclose(report[name], figure, rtol=1e-5, err_msg=name)
+                    found = backend.numpy(getattr(result.report, name))
+                    np.testing.assert_allclose(found, backend.numpy(figure), rtol=1e-5, err_msg=name)
         for name in ("gradient", "key_gradient"):
             if getattr(expected, name) is not None:
                 gradient = np.concatenate([backend.numpy(getattr(result, name)) for result in results])
@@ -123,46 +123,48 @@ def test_ranks_are_one_process(backend, sharded, options, given_ones, seed):
 
 @pytest.mark.parametrize("sharded", [False, True], ids=named_case)
 def test_ranks_move_their_memory_as_one_process_does(backend, sharded):
-    """Of ids that are in it once, so that shards find the same old rows."""
+    """Each id is stored once, so that shards find the same old rows."""
     rng, ranks, capacity = np.random.default_rng(0), 2, 48
     compensate = xbm.Compensation(returning=True, probes=32, every=2, ridge=1.0)
     objective = xbm.Objective(weight=0.0, in_batch=False, copies="replace", compensate=compensate)
-    one, many = states(backend, capacity, 1, sharded=False)[0], states(backend, capacity, ranks, sharded=sharded)
-    motion, motions = compensation.init(one), [compensation.init(state) for state in many]
+    one = states(backend, objective, capacity, 1, sharded=False)[0]
+    many = states(backend, objective, capacity, ranks, sharded=sharded)
     samples, turn = rng.normal(size=(60, DIM)), rotation(rng, 0.1, DIM)
     for call in range(5):
         now = samples @ np.linalg.matrix_power(turn, call) + 0.05 * call
         some = rng.permutation(60)[:48]
         arrays = [backend.array(each) for half in (some[:24], some[24:]) for each in (now[half], half)]
-        slots = [compensate.slots(state, n=16, shard=Shard(i, ranks))[0] for i, state in enumerate(many)]
+        probes = [compensate.probe(state.memory, n=16, shard=Shard(i, ranks)) for i, state in enumerate(many)]
         if sharded:
-            places = np.concatenate([backend.numpy(each) + i * capacity // ranks for i, each in enumerate(slots)])
+            places = [backend.numpy(each.slots) + i * capacity // ranks for i, each in enumerate(probes)]
+            filled, ids = (np.concatenate([backend.numpy(each[n]) for each in probes]) for n in (1, 2))
+            of_all = Probes(*map(backend.array, (np.concatenate(places), filled, ids)))
         else:
-            places = backend.numpy(compensate.slots(one)[0])
-            slots = [compensate.slots(one)[0]] * ranks
-        fresh = now[backend.numpy(one.ids)[places]]
+            of_all = compensate.probe(one.memory)
+            probes = [of_all] * ranks
+        fresh = now[backend.numpy(of_all.ids)]
         mine = np.split(fresh, ranks) if sharded else [fresh] * ranks
 
-        def work(rank, meeting, many=many, motions=motions, slots=slots, mine=mine, arrays=arrays, call=call):
+        def work(rank, meeting, many=many, probes=probes, mine=mine, arrays=arrays, call=call):
             with backend.context():
-                state, motion = many[rank], motions[rank]
+                state = many[rank]
                 if compensate.due(call):
                     each = ThreadSpread(meeting, rank, [1] * ranks)
                     spread = Ranks(each=each, rank=rank, size=ranks, sharded=sharded)
-                    state, motion = compensate.move(state, motion, slots[rank], backend.array(mine[rank]), ranks=spread)
+                    state = objective.move(state, probes[rank], backend.array(mine[rank]), ranks=spread)
                 x, ids = arrays[2 * rank : 2 * rank + 2]
                 group = Threads(meeting, rank, ranks, sharded=sharded)
-                return objective.step(state, x, ids, ids=ids, motion=motion, group=group)
+                return objective.step(state, x, ids, ids=ids, group=group)
 
         results = together(ranks, work)
         if compensate.due(call):
-            one, motion = compensate.move(one, motion, backend.array(places), backend.array(fresh))
+            one = objective.move(one, of_all, backend.array(fresh))
         ids = backend.array(some)
-        expected = objective.step(one, backend.array(now[some]), ids, ids=ids, motion=motion)
-        one, motion = expected.state, expected.motion
-        many, motions = [result.state for result in results], [result.motion for result in results]
+        one = objective.step(one, backend.array(now[some]), ids, ids=ids).state
+        many = [result.state for result in results]
+        motion, motions = one.motion, [state.motion for state in many]
         found = whole(backend, many, sharded=sharded)
-        np.testing.assert_allclose(found.embeddings, backend.numpy(one.embeddings), atol=1e-9)
+        np.testing.assert_allclose(found.embeddings, backend.numpy(one.memory.embeddings), atol=1e-9)
         for each in motions:
             for name, value, other in zip(motion._fields, each, motion, strict=True):
                 np.testing.assert_allclose(
@@ -175,7 +177,7 @@ def test_ranks_move_their_memory_as_one_process_does(backend, sharded):
 
 @given(stored=st.integers(0, 20))
 def test_the_rows_of_shards_are_in_the_memorys_order(backend, stored):
-    labels = 1 + np.arange(stored)  # 0 stands in empty slots
+    labels = 1 + np.arange(stored)  # 0 is the label of empty slots
     state = xbm.init(capacity=6, dim=1, xp=backend.xp)
     for label in labels:
         row = backend.array(np.ones((1, 1), np.float32)), backend.array(np.asarray([label]))
@@ -189,7 +191,7 @@ def test_the_rows_of_shards_are_in_the_memorys_order(backend, stored):
 
 
 def test_a_shard_reads_its_newest_rows_for_the_drift(backend):
-    """Of rows of one sample in slots 0 to 3 of 8, the next to be written is 6: the newest is in slot 3."""
+    """With rows of one sample in slots 0 to 3 of 8 and cursor 6, the newest row is in slot 3."""
     state = xbm.init(capacity=4, dim=1, dtype=backend.xp.float64, xp=backend.xp)
     for value in range(4):
         row = backend.array(np.asarray([[value]], np.float64)), backend.array(np.asarray([0]))

@@ -1,4 +1,4 @@
-"""P x K sampling: what a batch holds, what an epoch holds, and that a batch depends on seed and index alone."""
+"""P x K sampling: the contents of batches and epochs, and that a batch depends on seed and index alone."""
 
 from collections import Counter
 from itertools import combinations, islice
@@ -15,7 +15,7 @@ steps = st.integers(0, 40)
 
 @st.composite
 def cases(draw):
-    """Draw `(labels, options)`: classes of any size and name in any order, and a sampler's P, K and seed."""
+    """Draw `(labels, options)`: classes of any size and value in any order, and the sampler's P, K and seed."""
     sizes = draw(st.lists(st.integers(1, 6), min_size=1, max_size=8))
     names = draw(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=len(sizes), max_size=len(sizes), unique=True))
     labels = draw(st.permutations(np.repeat(np.asarray(names), sizes).tolist()))
@@ -114,7 +114,7 @@ def test_labels_are_taken_from_any_library_and_from_lists(backend):
 
 
 def test_an_endless_sampler_has_no_length():
-    with pytest.raises(TypeError, match="endless"):
+    with pytest.raises(TypeError, match="infinite"):
         len(PKSampler([0, 1], classes=2, instances=1))
 
 
@@ -126,7 +126,7 @@ def test_an_endless_sampler_has_no_length():
         ({"labels": [0.0, 1.0]}, TypeError, r"labels must be integers, got float64 of shape \(2,\)"),
         ({"labels": [True, False]}, TypeError, "labels must be integers, got bool"),
         ({"labels": ["a", "b"]}, TypeError, "labels must be integers"),
-        ({"classes": 3}, ValueError, "classes must be at most 2, the classes among the labels, got 3"),
+        ({"classes": 3}, ValueError, "classes must be at most the number of classes in labels, 2, got 3"),
         ({"classes": 0}, ValueError, "classes must be at least 1, got 0"),
         ({"classes": 2.0}, TypeError, "classes must be an int, got 2.0"),
         ({"instances": 0}, ValueError, "instances must be at least 1, got 0"),

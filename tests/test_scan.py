@@ -17,7 +17,7 @@ from xbm.scan import scan
 
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 @FEWER
-@given(drawn=rows_of_pairs(), block_rows=lengths(1, 10, [2, 10]), seed=st.integers(0, 1000))
+@given(drawn=rows_of_pairs(), block_rows=lengths(1, 10, [2]), seed=st.integers(0, 1000))
 def test_any_block_size_is_one_block(backend, loss, drawn, block_rows, seed):
     _, P, N = drawn
     rng = np.random.default_rng(seed)
@@ -29,30 +29,30 @@ def test_any_block_size_is_one_block(backend, loss, drawn, block_rows, seed):
     class Drawn:
         step = 0
 
-        def meet(self, slots, both):
-            return Met(both)
+        def candidates(self, slots, both):
+            return Rows(both)
 
-        def between(self, met):
-            return tuple(backend.xp.matrix_transpose(met.both[:, side, :]) for side in (0, 1))
+        def between(self, rows):
+            return tuple(backend.xp.matrix_transpose(rows.both[:, side, :]) for side in (0, 1))
 
-    class Met(NamedTuple):
+    class Rows(NamedTuple):
         both: Any
 
         @property
         def filled(self):
             return backend.xp.ones_like(self.both[:, 0, 0])
 
-        def any(self):
+        def related(self):
             return backend.xp.any(self.both[:, 1, :] == 0, axis=1)
 
         def take(self, indices):
-            return Met(backend.xp.take(self.both, indices, axis=0))
+            return Rows(backend.xp.take(self.both, indices, axis=0))
 
     found = scan(loss, backend.array(z), backend.array(V), (all_pairs,), Drawn(), block_rows=block_rows)
     np.testing.assert_allclose(backend.numpy(found.value), backend.numpy(value), rtol=1e-12, atol=1e-14)
     expected = backend.numpy(W)
     np.testing.assert_allclose(backend.numpy(found.gradient), expected @ V, rtol=1e-9, atol=1e-12)
-    # A smooth weight may be rounded to 0 or not; a hinge's is 0 or far from it.
+    # A smooth weight may round to 0 or not; a hinge's weight is exactly 0 or far from 0.
     most = expected if isinstance(loss, HingeLoss) else P + N
     assert np.count_nonzero(np.abs(expected) > 1e-9) <= int(found.pairs) <= np.count_nonzero(most)
     plain = scan(loss, backend.array(z), backend.array(V), (all_pairs,), Drawn(), block_rows=block_rows, gradient=False)
@@ -67,9 +67,14 @@ def test_contrastive_at_its_margins(backend):
     assert not np.any(backend.numpy(W))
 
 
+def several(elements, sizes):
+    """Draw a list of one of these lengths."""
+    return sizes.flatmap(lambda n: st.lists(elements, min_size=n, max_size=n))
+
+
 @given(
-    x=st.lists(st.floats(-300, 300), min_size=1, max_size=8),
-    cut=st.integers(0, 8),
+    x=several(st.floats(-300, 300), lengths(1, 8, [8])),
+    cut=lengths(0, 8, [3, 8]),
     weights=st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=8, max_size=8),
 )
 def test_log_sum_exp(backend, x, cut, weights):
@@ -82,7 +87,7 @@ def test_log_sum_exp(backend, x, cut, weights):
     assert found == pytest.approx(float(np.logaddexp.reduce(terms)) if terms else -np.inf, rel=1e-12, abs=1e-12)
 
 
-@given(scores=st.lists(st.integers(0, 2), min_size=1, max_size=9), k=lengths(1, 5, [1, 3]), block=lengths(1, 9, [2, 9]))
+@given(scores=several(st.integers(0, 2), lengths(1, 9, [9])), k=lengths(1, 5, [3]), block=lengths(1, 9, [2]))
 def test_top_k_prefers_the_lowest_slot(backend, scores, k, block):
     S = np.asarray([scores], float)
     w = (np.arange(S.shape[1]) % 3 != 1).astype(float)[None]

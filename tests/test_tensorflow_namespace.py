@@ -1,6 +1,7 @@
-"""TensorFlow's namespace, held to array-api-strict name by name: signatures, values, dtypes, refusals.
+"""TensorFlow's namespace, compared with array-api-strict name by name: signatures, values, dtypes and errors.
 
-Each call is drawn as data, and made of strict and of TensorFlow: eagerly, in a graph that knows no length, and by XLA.
+Each call is drawn as data and made on array-api-strict and on TensorFlow: eagerly, in a graph with unknown lengths, and
+with XLA.
 """
 
 import inspect
@@ -20,7 +21,7 @@ from hypothesis.extra import numpy as hnp
 import xbm
 from xbm.backends.namespaces import tensorflow as xp
 
-BEYOND = {"bfloat16", "float16"}  # what the standard has not
+BEYOND = {"bfloat16", "float16"}  # not in the standard
 CONSTANTS = {"inf", "nan"}
 DTYPES = {name for name in xp.__all__ if isinstance(getattr(xp, name), tf.DType)}
 EXTENSION = {f"linalg.{name}" for name in vars(xp.linalg)}
@@ -37,7 +38,7 @@ FIXED = st.just((3, 4))  # XLA compiles for each shape
 
 
 class Length(int):
-    """A length: to TensorFlow a scalar tensor that is unknown when a graph is traced."""
+    """A length; for TensorFlow, a scalar tensor whose value is unknown at tracing time."""
 
 
 # Drawing a call: functions of (draw, dtype, shapes) that return (args, kwargs). NumPy's arrays and dtypes stand for the
@@ -45,7 +46,7 @@ class Length(int):
 
 
 def elements(dtype, *, special=(np.nan, np.inf, -np.inf)):
-    """Return few values, so that there are ties, whose sums are exact."""
+    """Return a strategy for a few values with exact sums, so that there are ties."""
     if dtype == "bool":
         return st.booleans()
     if dtype == "int64":
@@ -101,7 +102,7 @@ def bounds(draw, dtype, shapes):
 
 
 def reduction(draw, dtype, shapes, *, empty=True, several=True, **options):
-    """Draw a reduction; `empty` tells whether over no elements too, `several` whether over several axes at once."""
+    """Draw a reduction; `empty` allows reductions over no elements, `several` allows several axes."""
     shape = draw(shapes if empty else shapes.filter(lambda shape: min(shape[-1:]) > 0))
     axes = [axis for axis in range(-len(shape), len(shape)) if empty or shape[axis]]
     axis = st.sampled_from(axes)
@@ -206,7 +207,7 @@ def arrayed(draw, dtype, shapes):
 
 def counted(draw, dtype, shapes):
     stop, step = draw(st.integers(0, 6)), draw(st.sampled_from([1, 2, -1]))
-    start = stop - step * draw(st.integers(0, 3))  # TensorFlow refuses a range that runs the other way
+    start = stop - step * draw(st.integers(0, 3))  # TensorFlow rejects ranges in the wrong direction
     args = draw(st.sampled_from([(Length(stop),), (start, Length(stop), step)]))
     return args, {"dtype": np.dtype(dtype)}
 
@@ -279,9 +280,9 @@ CALLS = {
     "zeros": (EVERY, shaped),
     "zeros_like": (EVERY, like),
 }
-NO_CALL = {"finfo", "iinfo", "isdtype"}  # asked of dtypes, below
+NO_CALL = {"finfo", "iinfo", "isdtype"}  # take dtypes; tested below
 ROUNDED = {"exp", "linalg.inv", "log", "logaddexp", "mean", "sqrt", "tanh"}
-VALUES_MAKE_SHAPES = {"nonzero"}  # not for XLA
+VALUES_MAKE_SHAPES = {"nonzero"}  # not supported by XLA
 
 DIFFERENT = {
     ("isfinite", "int64"): "TensorFlow refuses it",
@@ -289,7 +290,7 @@ DIFFERENT = {
     **dict.fromkeys([(name, "bool") for name in ("argmax", "argsort", "clip", "sort")], "TensorFlow accepts it"),
     ("arange", "bool"): "NumPy, and so strict, accepts it for up to two values",
 }
-"""(name, dtype) that is not refused by both, and why."""
+"""(name, dtype) that only one of the two rejects, and the reason."""
 
 
 # Making a call
@@ -305,7 +306,7 @@ def translated(value, one):
 
 
 def of_strict(name, args, kwargs):
-    """Return what strict makes of a call, as NumPy arrays."""
+    """Return the result of a call on array-api-strict, as NumPy arrays."""
 
     def one(leaf):
         if isinstance(leaf, np.dtype):
@@ -319,7 +320,7 @@ def of_strict(name, args, kwargs):
 
 
 def of_tensorflow(name, args, kwargs, *, mode):
-    """Return what TensorFlow makes of a call, as NumPy arrays."""
+    """Return the result of a call on TensorFlow, as NumPy arrays."""
     tensors, plan = [], []
 
     def one(leaf):
@@ -339,7 +340,7 @@ _HANDED_IN = "an array"
 
 
 class _Unhashed:
-    """Something that does not tell calls apart."""
+    """An object that is equal for all calls."""
 
     def __init__(self, value):
         self.value = value
@@ -563,7 +564,9 @@ def test_limits_are_the_standards(name):
     for field in ("bits", "eps", "max", "min", "smallest_normal"):
         assert getattr(mine, field) == getattr(theirs, field)
     assert mine.dtype == getattr(xp, name)
-    assert all(type(x) in (int, float) for x in mine[:-1])  # NumPy's own numbers would widen what they meet
+    assert all(
+        type(x) in (int, float) for x in mine[:-1]
+    )  # NumPy scalars would promote the arrays they are combined with
 
 
 @pytest.mark.parametrize("name", ["int8", "int16", "int32", "int64", "uint8"])

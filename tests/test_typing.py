@@ -1,4 +1,4 @@
-"""The types that users see, checked by mypy as it checks their code."""
+"""The public types, checked by mypy on user code."""
 
 import json
 from pathlib import Path
@@ -134,7 +134,7 @@ xbm.PairLoss()
 
 @pytest.fixture
 def complaints(tmp_path, monkeypatch):
-    """What mypy says of a program, as {(line, error code)}, with this project's options and cache."""
+    """Return mypy's errors for a program, as {(line, error code)}, with this project's options and cache."""
     monkeypatch.chdir(Path(__file__).parents[1])
 
     def check(program):

@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line, or say what it needs."""
+    """Run the command line, or exit with the name of the missing package."""
     try:
         from xbm.experiments.cli import main as command
     except ModuleNotFoundError as error:

@@ -15,9 +15,9 @@ from xbm.ranks import ONE, Ranks, Spread
 class Side(NamedTuple):
     """Input rows, queries or keys: as given, and as they are compared."""
 
-    x: Array  # (B, D) as given; differentiable
-    z: Array  # (B, D) as compared: a constant, in the dtype of all arithmetic
-    length: Array | None  # (B, 1) the divisor of x; None if x was not normalised
+    x: Array  #: (B, D) as given; differentiable
+    z: Array  #: (B, D) as compared: a constant, in the dtype of all arithmetic
+    length: Array | None  #: (B, 1) the divisor of x; None if x was not normalised
 
     def to_input(self, dz: Array) -> Array:
         """Return dL/dx, in z's dtype, from dL/dz."""
@@ -27,14 +27,14 @@ class Side(NamedTuple):
 class Batch(NamedTuple):
     """Anchors, and the rows that are compared with them and stored: the anchors themselves, or keys."""
 
-    queries: Side  # of this rank
-    keys: Side | None  # of this rank
-    z: Array  # (B, D) anchors, of this rank or `gathered` from all
-    stored: Array  # (K, D) rows to compare and store: the anchors, or the keys
-    labels: Array | None  # (B,) int64; None until `labelled`
-    stored_labels: Array | None  # (K,) int64
-    ids: Array | None  # (B,) int64, -1 = none
-    enqueue: Array | None  # (K,) bool, rows to store; None = all
+    queries: Side  #: of this rank
+    keys: Side | None  #: of this rank
+    z: Array  #: (B, D) anchors, of this rank or `gathered` from all
+    stored: Array  #: (K, D) rows to compare and store: the anchors, or the keys
+    labels: Array | None  #: (B,) int64; None until `labelled`
+    stored_labels: Array | None  #: (K,) int64
+    ids: Array | None  #: (B,) int64, -1 = none
+    enqueue: Array | None  #: (K,) bool, rows to store; None = all
 
     def gathered(self, ranks: Ranks) -> Self:
         """Return the batch of all ranks."""
@@ -156,6 +156,9 @@ class Group(Protocol):
 
 class Alone:
     """A group of one process."""
+
+    def __repr__(self) -> str:
+        return "ALONE"
 
     def meet(self, read: Callable[[], Batch]) -> tuple[Batch, Ranks]:
         """Return the batch and the only rank."""

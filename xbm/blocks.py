@@ -1,16 +1,16 @@
-"""How many of the memory's rows a walk visits at a time."""
+"""Block size of a walk over the memory."""
 
 from xbm import backends
 from xbm.backends import Array
 
-DEVICE = 2**22  # numbers in a block, where a launch costs more than its work
-MOST = 16  # blocks, for a compiler that unrolls the walk
+DEVICE = 2**22  # elements per block on accelerators, where kernel launches dominate the cost of small blocks
+MOST = 16  # maximum number of blocks if a compiler unrolls the walk
 
 
 def rows_at_a_time(x: Array, rows: int, *, width: int, host: int) -> int:
-    """Return how many of so many rows make a block, where each takes `width` numbers beside x.
+    """Return the block size in rows, for a walk over `rows` rows that computes `width` numbers per row on x's device.
 
-    On a CPU a block has about `host` numbers.
+    On the CPU, a block has about `host` numbers.
     """
     _, ops = backends.of(x)
     if ops.unrolls(x):

@@ -21,16 +21,16 @@ from xbm.ranks import ONE, Ranks, total
 class Drift(NamedTuple):
     """Mean over the stored rows of returning samples; NaN without any."""
 
-    distance: Array  # () squared Euclidean distance between new and old row
-    age: Array  # () training calls since the old row was stored
+    distance: Array  #: () squared Euclidean distance between new and old row
+    age: Array  #: () training calls since the old row was stored
 
 
 class Returned(NamedTuple):
     """Samples of a batch that have an old row in the memory, in arrays of fixed length n = min(B, M)."""
 
-    old: Array  # (n,) integer, slots of the old rows, newest first
-    new: Array  # (n,) integer, index in the batch of the new rows
-    valid: Array  # (n,) bool, entries that hold a sample
+    old: Array  #: (n,) integer, slots of the old rows, newest first
+    new: Array  #: (n,) integer, index in the batch of the new rows
+    valid: Array  #: (n,) bool, entries that hold a sample
 
 
 def returning(state: MemoryState, embeddings: Array, ids: Array, ranks: Ranks = ONE) -> Drift:

@@ -1,4 +1,4 @@
-"""Labels and ids on their way from the host into a library whose integers may be narrower; and a bound for integers."""
+"""Safe conversion of labels and ids from the host to libraries with narrower integers, and a bound for integers."""
 
 from typing import Any
 
@@ -10,19 +10,19 @@ from xbm.backends import Array, Namespace
 
 
 def as_integers(values: ArrayLike, *, xp: Namespace, device: Any = None) -> Array:
-    """Return labels or ids as the integers that a library's memory holds, exactly or not at all.
+    """Convert labels or ids to the integers of a library's memory; raise an error if any value does not fit.
 
-    JAX makes 32-bit integers of NumPy's without a word, 5 of 2^40 + 5, unless `jax_enable_x64` is on. Called on a
-    batch before it is handed to a compiled function, this refuses such numbers.
+    Unless `jax_enable_x64` is on, JAX silently truncates 64-bit integers to 32 bits; for example, 2^40 + 5 becomes 5.
+    Call this function on a batch before passing it to a compiled function, to get an error instead.
 
     Parameters
     ----------
     values : (B,) integer
-        Anything `numpy.asarray` takes on the host.
+        Anything `numpy.asarray` accepts on the host.
     xp : namespace
         The array library.
     device : device of `xp`, optional
-        Where they go; the library's default if left out.
+        Device of the result; by default the library's default device.
 
     Returns
     -------
@@ -31,9 +31,9 @@ def as_integers(values: ArrayLike, *, xp: Namespace, device: Any = None) -> Arra
     Raises
     ------
     TypeError
-        If they are no integers.
+        If the values are not integers.
     OverflowError
-        If the library's integers cannot hold them.
+        If a value does not fit into the library's integers.
 
     Examples
     --------
@@ -47,20 +47,20 @@ def as_integers(values: ArrayLike, *, xp: Namespace, device: Any = None) -> Arra
     dtype = backends.operations(xp).integer_dtype(xp)
     if not fits(values, limits := xp.iinfo(dtype)):
         raise OverflowError(
-            f"labels and ids must lie in [{limits.min}, {limits.max}], what {backends.library(xp)} holds exactly here, "
+            f"labels and ids must lie in [{limits.min}, {limits.max}], the range of {backends.library(xp)}'s integers, "
             f"got {values.min()} to {values.max()}: number them from 0, or set jax_enable_x64"
         )
     return xp.asarray(values.astype(np.int64), dtype=dtype, device=device)
 
 
 def fits(values: np.ndarray[Any, Any], limits: Any) -> bool:
-    """Tell whether NumPy integers lie within the limits of a dtype, an `iinfo`."""
+    """Return whether NumPy integers lie within the limits of a dtype, given by its `iinfo`."""
     return values.size == 0 or (limits.min <= int(values.min()) and int(values.max()) <= limits.max)
 
 
 def at_most(x: Array, most: int) -> Array:
-    """Return integers x, or `most` where that is less.
+    """Return min(x, most) for integers x.
 
-    Not by `clip`: once it has met memories of two capacities, torch.compile takes them for symbols, which that refuses.
+    This does not use `clip`: under torch.compile, `most` may be symbolic, which `clip` rejects.
     """
     return backends.array_namespace(x).where(x < most, x, most)

@@ -25,8 +25,8 @@ def look_up(ordered: Array, integers: Array) -> tuple[Array, Array]:
 class Keys(NamedTuple):
     """Sorted integers of B >= 1 anchors, in which the integers of many rows are looked up."""
 
-    ordered: Array  # (B + 1,) integer, ascending; the last one is a bound
-    places: Array  # (B,) floating point, place of each anchor's integer among the ordered ones
+    ordered: Array  #: (B + 1,) integer, ascending; the last one is a bound
+    places: Array  #: (B,) floating point, place of each anchor's integer among the ordered ones
 
     @classmethod
     def of(cls, integers: Array, dtype: Any) -> Self:

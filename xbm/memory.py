@@ -19,9 +19,7 @@ from xbm.placing import Placement, place
 from xbm.ranks import Shard
 
 
-def init(
-    *, capacity: int, dim: int, dtype: Any = None, device: Any = None, xp: Namespace = numpy_namespace
-) -> MemoryState:
+def init(*, capacity: int, dim: int, dtype: Any = None, device: Any = None, xp: Namespace | None = None) -> MemoryState:
     """Return an empty memory.
 
     Parameters
@@ -34,7 +32,7 @@ def init(
         Dtype of the stored rows: float32 (default), bfloat16, float16 or float64.
     device : device of `xp`, optional
         Device of the memory; the library's default if left out.
-    xp : namespace
+    xp : namespace, optional
         The array library; NumPy if left out.
 
     Raises
@@ -51,6 +49,7 @@ def init(
     """
     checks.whole_number("capacity", capacity, at_least=1)
     checks.whole_number("dim", dim, at_least=1)
+    xp = numpy_namespace if xp is None else xp
     dtype = xp.float32 if dtype is None else dtype
     if isinstance(dtype, str) or dtype not in checks.floats(xp):  # TensorFlow's equal their names
         names = ", ".join(f"{backends.library(xp)}'s {checks.dtype_name(one)}" for one in checks.floats(xp))

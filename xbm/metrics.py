@@ -1,7 +1,7 @@
-"""Retrieval metrics: how often the nearest neighbours of an embedding are of its class.
+"""Retrieval metrics: how often the nearest neighbours of an embedding have its class.
 
-Neighbours are selected, never fully sorted, for a block of queries at a time: extra memory is one block of
-similarities, never all of them. A few among many items are selected in two stages, see `_largest`.
+The neighbours of one block of queries at a time are selected without a full sort. The extra memory is one block of
+similarities, never the whole matrix. Selecting a few of many items takes two stages, see `_largest`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,18 +12,18 @@ from xbm import backends, checks
 from xbm.backends import Array, device_of
 from xbm.normalization import normalize
 
-BLOCK_ELEMENTS = 2**25  # similarities in a block, unless that leaves fewer than LEAST_ROWS queries
-LEAST_ROWS, MOST_ROWS = 128, 512  # with fewer queries a product is slower than memory; more make it no faster
-LEAST_WIDTH = 16  # items to a chunk below which the maxima of chunks leave too little out
+BLOCK_ELEMENTS = 2**25  # similarities in a block, within the following bounds
+LEAST_ROWS, MOST_ROWS = 128, 512  # queries in a block: fewer make the product memory-bound, more make it no faster
+LEAST_WIDTH = 16  # items per chunk below which the two-stage selection excludes too few items to pay off
 
 
 class Retrieval(NamedTuple):
-    """Means over the queries that have at least one relevant item, in [0, 1]; NaN where no query has."""
+    """Means over the queries with at least one relevant item, in [0, 1]; NaN if no query has one."""
 
     recall: dict[int, float]  # R@K for each K: share of queries with a relevant item among the K nearest
     r_precision: float  # share of relevant items among the R nearest, R = the query's relevant items
     map_at_r: float  # mean of (1/R) sum_{i<=R} P(i) rel(i)
-    queries: int  # how many the means are over
+    queries: int  # number of queries in the means
 
 
 def retrieval(
@@ -37,28 +37,30 @@ def retrieval(
 ) -> Retrieval:
     r"""Return R@K, R-precision and MAP@R of queries against a gallery, or of a set against itself.
 
-    With rel(i) = 1 where the i-th nearest item is of the query's class, else 0, P(i) the mean of rel(1) .. rel(i),
-    and R the number of the query's relevant items, itself left out:
+    Let rel(i) be 1 if the i-th nearest item has the query's class, else 0; P(i) the mean of rel(1) .. rel(i); and R the
+    number of the query's relevant items, not counting the query itself:
 
         R@K = max_{i<=K} rel(i),  R-precision = (1/R) sum_{i<=R} rel(i),  MAP@R = (1/R) sum_{i<=R} P(i) rel(i)
 
-    Nearest is by cosine; of items whose similarities are computed as equal the one of the lower index comes
-    first. Queries without a relevant item (R = 0) are left out of every mean.
+    Items are ranked by cosine similarity; equal similarities are ranked by index. Queries without a relevant item
+    (R = 0) are excluded from all means.
 
     Parameters
     ----------
     embeddings : (n, D) floating point
-        Queries, n >= 1. Compared in float64 if they or the gallery are that, else in float32.
+        Queries, n >= 1. Similarities are computed in float64 if the queries or the gallery are float64, else in
+        float32.
     labels : (n,) integer
         Classes of the queries.
     gallery : (G, D) floating point, optional
-        Items to search, G >= 1. Without it the embeddings themselves, each query's own row left out by its index.
+        Items to search, G >= 1. By default, the embeddings themselves are searched, excluding each query's own row by
+        its index.
     gallery_labels : (G,) integer, optional
         Classes of the gallery.
     k : int or sequence of int
-        The K of R@K, each at least 1; one beyond the gallery's size means all of it.
+        The K of R@K, each at least 1. A K larger than the gallery means the whole gallery.
     block_rows : int, optional
-        Queries compared at a time; extra memory is O(block_rows G). Chosen from G if left out.
+        Number of queries compared at a time; extra memory is O(block_rows G). By default it is chosen from G.
 
     Returns
     -------
@@ -67,8 +69,8 @@ def retrieval(
     Raises
     ------
     TypeError, ValueError
-        On float labels, other lengths, another D, library or device, no rows, rows that are not finite, a K below
-        1, and a gallery without its labels or the reverse.
+        If labels are not integers, lengths, dimensions, libraries or devices differ, there are no rows, rows are not
+        finite, a K is less than 1, or only one of `gallery` and `gallery_labels` is given.
 
     Examples
     --------
@@ -88,7 +90,10 @@ def retrieval(
         checks.whole_number("k", one, at_least=1)
     if (gallery is None) != (gallery_labels is None):
         given, missing = ("gallery_labels", "gallery") if gallery is None else ("gallery", "gallery_labels")
-        raise ValueError(f"{given} came without {missing}: give both, or neither to search the embeddings themselves")
+        raise ValueError(
+            f"gallery and gallery_labels must be given together, got {given} without {missing}: "
+            "give both, or neither to search the embeddings themselves"
+        )
     Z, V, itself = _compared(embeddings, gallery, block_rows)
     xp, ops = backends.of(Z)
     checks.integers("labels", labels, embeddings, embeddings)
@@ -100,7 +105,7 @@ def retrieval(
     ordered = xp.sort(item_labels)
     R = xp.searchsorted(ordered, labels, side="right") - xp.searchsorted(ordered, labels, side="left") - itself
     some = xp.astype(xp.clip(R, min=1), Z.dtype)
-    most = int(xp.max(R))  # ranks that R-precision and MAP@R look at, at most
+    most = int(xp.max(R))  # largest rank that R-precision and MAP@R need
     deepest = min(max(1, *ks, most), V.shape[0] - itself)
     rank = xp.arange(1, most + 1, dtype=R.dtype, device=device_of(Z))
 
@@ -115,7 +120,7 @@ def retrieval(
         figures.append(xp.stack([*recall, r_precision, map_at_r]))
 
     queries = int(xp.count_nonzero(R))
-    totals = xp.sum(xp.concat(figures, axis=1), axis=1)  # queries with R = 0 add nothing
+    totals = xp.sum(xp.concat(figures, axis=1), axis=1)  # queries with R = 0 contribute 0
     *recall, r_precision, map_at_r = (
         float(totals[i]) / queries if queries else float("nan") for i in range(totals.shape[0])
     )
@@ -123,9 +128,9 @@ def retrieval(
 
 
 def neighbours(embeddings: Array, *, k: int, gallery: Array | None = None, block_rows: int | None = None) -> Array:
-    """Return the indices of each row's k nearest items by cosine, nearest first, as (n, k) integers.
+    """Return the indices of each row's k nearest items by cosine similarity, nearest first, as (n, k) integers.
 
-    Of items whose similarities are computed as equal the one of the lower index comes first.
+    Items with equal similarities are ranked by index.
 
     Parameters
     ----------
@@ -134,15 +139,15 @@ def neighbours(embeddings: Array, *, k: int, gallery: Array | None = None, block
     k : int
         At least 1 and at most the number of items.
     gallery : (G, D) floating point, optional
-        Items to search. Without it the embeddings themselves, each query's own row left out by its index, so that
-        there are n - 1 items.
+        Items to search. By default, the embeddings themselves are searched, excluding each query's own row by its
+        index, so there are n - 1 items.
     block_rows : int, optional
-        Queries compared at a time; see `retrieval`.
+        Number of queries compared at a time; see `retrieval`.
 
     Raises
     ------
     TypeError, ValueError
-        On a k out of range, another D, library or device, no rows, and rows that are not finite.
+        If k is out of range, dimensions, libraries or devices differ, there are no rows, or rows are not finite.
 
     Examples
     --------
@@ -159,14 +164,14 @@ def neighbours(embeddings: Array, *, k: int, gallery: Array | None = None, block
     xp, _ = backends.of(Z)
     items = V.shape[0] - itself
     if k > items:
-        raise ValueError(f"k must be at most the number of items to find, {items} here, got {k}")
+        raise ValueError(f"k must be at most the number of items to search, {items}, got {k}")
     return xp.concat([nearest for _, nearest in _nearest(Z, V, k, itself, block_rows)])
 
 
 def _nearest(Z: Array, V: Array, k: int, itself: int, block_rows: int | None) -> Iterator[tuple[slice, Array]]:
-    """Yield `(block, indices (b, k))`: for each block of queries Z their k nearest rows of V, nearest first.
+    """Yield `(block, indices (b, k))`: the k nearest rows of V for each block of queries Z, nearest first.
 
-    `itself` is 1 where V is Z and each query's own row is no item, else 0.
+    `itself` is 1 if V is Z and each query's own row is excluded, else 0.
     """
     xp, ops = backends.of(Z)
     size = block_rows or max(LEAST_ROWS, min(BLOCK_ELEMENTS // V.shape[0], MOST_ROWS))
@@ -176,8 +181,8 @@ def _nearest(Z: Array, V: Array, k: int, itself: int, block_rows: int | None) ->
             S = Z[block, :] @ xp.matrix_transpose(V)
         indices = _largest(S, k + itself)
         if itself:
-            # One more was selected: the query itself is stepped over, or the last one is, where the query is not
-            # among them (copies of lower index come before it).
+            # k + 1 rows were selected. Skip the query itself; if it is not among them, because copies with lower
+            # indices precede it, drop the last row.
             own = xp.arange(block.start, block.stop, dtype=indices.dtype, device=device_of(Z))
             passed = xp.cumulative_sum(xp.astype(indices[:, :k] == own[:, None], indices.dtype), axis=1)
             rank = xp.arange(k, dtype=indices.dtype, device=device_of(Z))
@@ -186,19 +191,19 @@ def _nearest(Z: Array, V: Array, k: int, itself: int, block_rows: int | None) ->
 
 
 def _largest(S: Array, k: int) -> Array:
-    """Return the indices (b, k) of the k largest of each row of S, in falling order, of equal ones the lowest first.
+    """Return the indices (b, k) of the k largest entries of each row of S, in descending order, ties by index.
 
-    The k largest lie in the k chunks of a row whose maxima are largest, and in what is left over at its end: so a
-    few are selected among the chunks, then among their entries.
+    The k largest entries lie in the k chunks of the row with the largest maxima, or in the remainder after the last
+    chunk. Therefore, the chunks are selected first, then their entries.
     """
     xp, ops = backends.of(S)
     rows, columns = S.shape
-    width = isqrt(columns // k)  # makes both selections equally long
+    width = isqrt(columns // k)  # makes both selections equally large
     if width < LEAST_WIDTH:
         return ops.top_k(S, k)[1]
     chunks = columns // width
     _, best = ops.top_k(xp.max(xp.reshape(S[:, : chunks * width], (rows, chunks, width)), axis=2), k)
-    best = xp.sort(best, axis=1)  # then of equal entries the first is the one of the lowest index
+    best = xp.sort(best, axis=1)  # sorted, so that ties are resolved by index
     column = xp.arange(columns, dtype=best.dtype, device=device_of(S))
     inside = xp.reshape(best[:, :, None] * width + column[:width], (rows, -1))
     entries = xp.concat([inside, xp.broadcast_to(column[chunks * width :], (rows, columns - chunks * width))], axis=1)
@@ -207,7 +212,7 @@ def _largest(S: Array, k: int) -> Array:
 
 
 def _compared(embeddings: Array, gallery: Array | None, block_rows: int | None) -> tuple[Array, Array, int]:
-    """Return `(Z, V, itself)`: checked rows of unit length, and 1 where the items V are the queries Z, else 0."""
+    """Return `(Z, V, itself)`: validated rows of unit length, and 1 if the items V are the queries Z, else 0."""
     if block_rows is not None:
         checks.whole_number("block_rows", block_rows, at_least=1)
     _check_rows("embeddings", embeddings)
@@ -217,7 +222,7 @@ def _compared(embeddings: Array, gallery: Array | None, block_rows: int | None) 
         _check_rows("gallery", gallery)
         if gallery.shape[1] != embeddings.shape[1]:
             raise ValueError(
-                f"gallery must have shape (G, {embeddings.shape[1]}), as many dimensions as the embeddings "
+                f"gallery must have shape (G, {embeddings.shape[1]}) for embeddings of shape "
                 f"{tuple(embeddings.shape)}, got {tuple(gallery.shape)}"
             )
     wide = any(x is not None and x.dtype == xp.float64 for x in (embeddings, gallery))
@@ -227,7 +232,7 @@ def _compared(embeddings: Array, gallery: Array | None, block_rows: int | None) 
 
 
 def _check_rows(name: str, x: Array) -> None:
-    """Refuse anything but floating-point (n, D) with n and D at least 1."""
+    """Raise an error unless x is floating point of shape (n, D) with n and D at least 1."""
     try:
         xp, _ = backends.of(x)
     except TypeError:
@@ -241,9 +246,9 @@ def _check_rows(name: str, x: Array) -> None:
 
 
 def _unit_rows(name: str, x: Array, dtype: Any) -> Array:
-    """Return x in a dtype and of unit length by rows, refusing rows that are not finite: they have no neighbours."""
+    """Return x in a dtype with rows of unit length; raise an error if rows are not finite."""
     xp, ops = backends.of(x)
     bad = int(xp.count_nonzero(~xp.all(xp.isfinite(x), axis=1)))
     if bad:
-        raise ValueError(f"{bad} of the {name} {tuple(x.shape)} are not finite: they have no neighbours")
+        raise ValueError(f"{name} must be finite, got {bad} rows with NaN or infinity in shape {tuple(x.shape)}")
     return normalize(xp.astype(ops.stop_gradient(x), dtype, copy=False))[0]

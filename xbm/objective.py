@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import array_api_compat.numpy as numpy_namespace
-
 from xbm import backends, checks, drift, placing
 from xbm import memory as memories
 from xbm.backends import Array, Namespace
@@ -94,7 +92,7 @@ class Objective(Relation, Schedule, Criterion):
                 raise ValueError(f"{one!r} is a function of cosines: it needs normalize=True")
 
     def init(
-        self, *, capacity: int, dim: int, dtype: Any = None, device: Any = None, xp: Namespace = numpy_namespace
+        self, *, capacity: int, dim: int, dtype: Any = None, device: Any = None, xp: Namespace | None = None
     ) -> State:
         """Return the state before the first call, with an empty memory: see `xbm.init` for the parameters."""
         return self.begin(memories.init(capacity=capacity, dim=dim, dtype=dtype, device=device, xp=xp))

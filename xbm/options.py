@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, field, fields
+from dataclasses import Field, field, fields
 from difflib import get_close_matches
 from functools import wraps
 from textwrap import dedent, fill, indent
@@ -32,7 +32,7 @@ def option(default: Any, check: Check, description: str = "") -> Any:
     Parameters
     ----------
     default : object
-        Value if left out; `MISSING` where there is none. None is never checked: it stands for "not given".
+        Value if left out. None is never checked: it stands for "not given".
     check : callable
         See `Check`.
     description : str
@@ -134,41 +134,34 @@ def documented(owner: type[T]) -> type[T]:
     return _with_docs(owner, owner)
 
 
-def accepts(source: type, *, without: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
-    """Decorate a class whose `__init__` passes `**options` on to a dataclass.
+def accepts(source: type) -> Callable[[type[T]], type[T]]:
+    """Decorate a class whose `__init__` passes `**options` on to a dataclass, `source`.
 
-    The signature shows the options one by one, `{options}` in the docstring becomes their descriptions, and a name
-    that is no option is refused with the nearest one that is.
-
-    Parameters
-    ----------
-    source : type
-        The dataclass that declares the options.
-    without : tuple of str
-        Options that the class does not take.
+    The signature shows the options one by one, `{options}` in the docstring becomes their descriptions, and an error for
+    an unknown name suggests the nearest option.
     """
-    names = tuple(name for name in declared(source) if name not in without)
 
     def decorate(owner: type[T]) -> type[T]:
         init: Any = owner.__init__
         own = [one for one in inspect.signature(init).parameters.values() if one.kind is not one.VAR_KEYWORD]
-        known = {one.name for one in own if one.name != "self"}
-        taken = [_parameter(one) for name, one in declared(source).items() if name in names and name not in known]
+        known = [one.name for one in own[1:]]  # without `self`
+        taken = [_parameter(one) for name, one in declared(source).items() if name not in known]
+        names = tuple(one.name for one in taken)
 
         @wraps(init)
         def checked(self: Any, *arguments: Any, **given: Any) -> None:
-            refuse_unknown(owner.__name__, given, (*known, *names))
+            check_names(owner.__name__, given, (*known, *names))
             init(self, *arguments, **given)
 
         checked.__signature__ = inspect.Signature([*own, *taken])  # type: ignore[attr-defined]
         setattr(owner, "__init__", checked)  # noqa: B010  (a type checker forbids the assignment)
-        return _with_docs(owner, source, only=tuple(name for name in names if name not in known))
+        return _with_docs(owner, source, only=names)
 
     return decorate
 
 
-def refuse_unknown(owner: str, given: Mapping[str, Any], accepted: tuple[str, ...]) -> None:
-    """Raise a TypeError if a keyword is no option, naming the nearest one."""
+def check_names(owner: str, given: Mapping[str, Any], accepted: tuple[str, ...]) -> None:
+    """Raise a TypeError if a keyword is not an option, with the nearest one."""
     for name in given:
         if name not in accepted:
             near = get_close_matches(name, accepted, n=1)
@@ -177,8 +170,7 @@ def refuse_unknown(owner: str, given: Mapping[str, Any], accepted: tuple[str, ..
 
 
 def _parameter(one: Field[Any]) -> inspect.Parameter:
-    default = inspect.Parameter.empty if one.default is MISSING else one.default
-    return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=one.type)
+    return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.type)
 
 
 def _with_docs(owner: type[T], source: type, *, only: tuple[str, ...] | None = None) -> type[T]:

@@ -34,11 +34,11 @@ def batch_pairs(
 class Candidates(NamedTuple):
     """m rows of a memory, looked up among the anchors: places among the anchors' keys, -1 if no anchor has it."""
 
-    filled: Array  # (m,) floating point, 1 for a row, 0 for an empty slot
-    class_: Array  # (m,) integer, the row's class
-    label: Array | None  # (m,) place of its class; None if a function of the classes decides
-    own: Array | None  # (m,) place of its slot
-    id: Array | None  # (m,) place of its sample, if the row was stored before this call
+    filled: Array  #: (m,) floating point, 1 for a row, 0 for an empty slot
+    class_: Array  #: (m,) integer, the row's class
+    label: Array | None  #: (m,) place of its class; None if a function of the classes decides
+    own: Array | None  #: (m,) place of its slot
+    id: Array | None  #: (m,) place of its sample, if the row was stored before this call
 
     def related(self) -> Array:
         """Return (m,) booleans, whether a row shares its class, slot or sample with an anchor.
@@ -66,13 +66,13 @@ class MemoryPairs(NamedTuple):
     the anchor's id that was stored before `step`. Two views of one id in the same call stay positives.
     """
 
-    classes: Array  # (B,) class of each anchor
-    labels: Keys | None  # the same, for look-ups; None if a function of the classes decides
-    own: Keys | None  # slot of each anchor, -1 = none; None if no anchor has one
-    ids: Keys | None  # sample of each anchor, -1 = none; None to keep copies
-    count: Array  # () filled slots; they are slots 0 .. count - 1
-    step: Array  # () index of the call
-    dtype: Any  # of the weights
+    classes: Array  #: (B,) class of each anchor
+    labels: Keys | None  #: the same, for look-ups; None if a function of the classes decides
+    own: Keys | None  #: slot of each anchor, -1 = none; None if no anchor has one
+    ids: Keys | None  #: sample of each anchor, -1 = none; None to keep copies
+    count: Array  #: () filled slots; they are slots 0 .. count - 1
+    step: Array  #: () index of the call
+    dtype: Any  #: of the weights
     relation: Relation
 
     @classmethod

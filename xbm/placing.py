@@ -1,7 +1,7 @@
-"""Which slots of the memory the rows of a batch go to: behind each other round the ring, or where their sample has one.
+"""The slots of the memory that store a batch: consecutive ones round the ring, or the slot of an older copy.
 
-Shapes are fixed: of a batch of B rows just min(B, M) go to as many slots, none twice. What they lack in rows to store
-they write back as it stands.
+Shapes are fixed: a batch of B rows always writes min(B, M) different slots. A slot without a new row gets its old row
+again.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from xbm.ranks import HERE, WHOLE, Shard, Spread
 
 
 class Placement(NamedTuple):
-    """Where a batch goes: row `source[n]` into `slots[n]` if `valid[n]`, else what stands there (n = min(B, m))."""
+    """The places of a batch: if `valid[n]`, row `source[n]` goes to `slots[n]`, else the slot is rewritten as it is."""
 
-    source: Array  # (n,) integer, index in the batch
-    slots: Array  # (n,) integer, none twice, of the m rows of the state
-    valid: Array  # (n,) bool
-    appended: Array  # () integer, rows by which the cursor moves on
-    capacity: int  # M, slots of the ring: m, or those of all shards
-    own: Array | None  # (B,) integer, slot in the ring of each row, -1 = none; None where all are appended: `own_slots`
+    source: Array  #: (n,) integer, index in the batch; n = min(B, m)
+    slots: Array  #: (n,) integer, all different, among the m rows of the state
+    valid: Array  #: (n,) bool
+    appended: Array  #: () integer, rows by which the cursor advances
+    capacity: int  #: M, slots of the ring: m, or the sum over all shards
+    own: Array | None  #: (B,) integer, slot of each row in the ring, -1 = none; None if all are appended: `own_slots`
 
 
 def place(
@@ -34,7 +34,7 @@ def place(
     shard: Shard = WHOLE,
     spread: Spread = HERE,
 ) -> Placement:
-    """Return where the rows of a batch go.
+    """Return the places of the rows of a batch.
 
     Parameters
     ----------
@@ -43,9 +43,9 @@ def place(
     keep : (B,) bool
         Rows to store.
     replace : (B,) integer, optional
-        Samples whose older rows they replace, -1 = none, in the dtype of the memory's ids.
+        Samples whose older rows are replaced, -1 = none, in the dtype of the memory's ids.
     shard : Shard
-        Which slots the state holds. What goes to others is not stored here.
+        Slots that the state holds. Rows of other slots are not stored here.
     spread : Spread
         How the batch is spread over the ranks that hold the shards.
     """
@@ -62,15 +62,15 @@ def place(
 
 
 def own_slots(state: MemoryState, keep: Array, placement: Placement) -> Array:
-    """Return (B,) the slot each row of a batch will own once it has gone to its place; -1 where it owns none."""
+    """Return (B,) the slot that will hold each row of a batch; -1 if none will."""
     return _appended_slots(state, keep, placement.capacity) if placement.own is None else placement.own
 
 
 def _run(state: MemoryState, keep: Array) -> Placement:
-    """Return the places of rows that are appended.
+    """Return the places of rows that are all appended.
 
-    Moved to the front, they end in a run of rows that goes to as many slots. Where they are fewer, the rest of the run
-    is of no meaning.
+    The kept rows are moved to the front, and the last n of them go to consecutive slots. If fewer than n are kept, the
+    remaining entries are not valid.
     """
     xp, ops = backends.of(state.embeddings)
     capacity, integer = state.embeddings.shape[0], state.cursor.dtype
@@ -83,7 +83,7 @@ def _run(state: MemoryState, keep: Array) -> Placement:
 
 
 def _appended_slots(state: MemoryState, keep: Array, capacity: int) -> Array:
-    """Return (B,) the slot each row owns once those of `keep` are appended; -1 where it owns none."""
+    """Return (B,) the slot that holds each row after the rows of `keep` are appended; -1 if none does."""
     xp, ops = backends.of(state.embeddings)
     rank = ops.running_sum(xp.astype(keep, state.cursor.dtype)) - 1
     stays = keep & (rank >= xp.sum(xp.astype(keep, rank.dtype)) - capacity)
@@ -91,16 +91,16 @@ def _appended_slots(state: MemoryState, keep: Array, capacity: int) -> Array:
 
 
 def _replacing(state: MemoryState, keep: Array, ids: Array, shard: Shard, spread: Spread) -> tuple[Array, Array]:
-    """Return (B,) the slot each row owns, -1 = none, and () how many are appended: those whose sample has no row yet.
+    """Return (B,) the slot that will hold each row, -1 = none, and () the number of rows that are appended.
 
-    Takes O((m + B) log B).
+    Rows are appended if their sample has no row yet. It takes O((m + B) log B).
     """
     xp, ops = backends.of(state.embeddings)
     device, integer, m = device_of(state.embeddings), state.ids.dtype, state.ids.shape[0]
     ids = xp.where(keep, ids, -1)
     every = xp.arange(ops.length(ids), dtype=integer, device=device)
 
-    # The n-th slot that is renewed is where their running count reaches n: fixed shapes, and no sort of m numbers.
+    # The n-th renewed slot is where their running count reaches n: fixed shapes, without sorting m numbers.
     renews = _last(ids, state.ids)
     nth = 1 + xp.arange(ops.length(ids, most=m), dtype=integer, device=device)
     nth = xp.searchsorted(ops.running_sum(xp.astype(renews >= 0, integer)), nth)
@@ -120,23 +120,23 @@ def _replacing(state: MemoryState, keep: Array, ids: Array, shard: Shard, spread
 
 
 def _last(integers: Array, sought: Array) -> Array:
-    """Return (m,) the index of the last of `integers` (n,) that equals each of `sought` (m,); -1 where none does.
+    """Return (m,) the index of the last of `integers` (n,) that equals each of `sought` (m,); -1 if none does.
 
-    All are at least -1, and -1 equals nothing.
+    All numbers are at least -1, and -1 equals nothing.
     """
     xp = backends.array_namespace(integers)
     none = xp.full((1,), -1, dtype=integers.dtype, device=device_of(integers))
-    padded = xp.concat([integers, none])  # so that something is found, if only this
+    padded = xp.concat([integers, none])  # so that a search always finds an entry
     order = xp.argsort(padded, stable=True)
     place = xp.take(order, xp.searchsorted(xp.take(padded, order), sought, side="right") - 1)
     return xp.where((sought >= 0) & (xp.take(padded, place) == sought), place, -1)
 
 
 def _spread(local: Array, appended: Array, own: Array, m: int, capacity: int) -> Placement:
-    """Return the places of rows that go to any of the m slots of a state, `local` (B,), -1 = none.
+    """Return the places of rows that go to arbitrary slots `local` (B,) among the m of a state, -1 = none.
 
-    By slot come the rows that own one, then others, on the first slots that no row owns: the k-th of these is k and
-    however many owned ones lie before it.
+    First come the rows with a slot, in the order of their slots. The others get the first slots without a row: the k-th
+    of these is k plus the number of taken slots before it.
     """
     xp, ops = backends.of(local)
     nth = xp.arange(ops.length(local, most=m), dtype=local.dtype, device=device_of(local))

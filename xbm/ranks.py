@@ -1,8 +1,8 @@
-"""Processes that train together: what a step asks of them, written once for any library that can exchange arrays.
+"""Processes that train together: the exchanges of a step, written once for any library that can exchange arrays.
 
-All ranks' anchors are compared on every rank, each with its own part of the rows: its own batch, and its part of the
-memory. What the parts say of an anchor is joined by the same `merge` that joins blocks, so whatever the memory holds, a
-rank sends and receives only batches, their summaries and their gradients.
+Every rank compares the anchors of all ranks with its own part of the rows: its own batch, and its part of the memory.
+The same `merge` that joins blocks joins an anchor's summaries over the parts. So ranks exchange only batches, summaries
+and gradients, whatever the size of the memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from xbm.reductions import Summaries
 
 
 class Spread(ABC):
-    """N rows in rank order, of which each rank brings some: how they come together, and go home."""
+    """N rows in rank order, some from each rank: how they are gathered, and how results return to their rank."""
 
     @abstractmethod
     def gather(self, x: Array) -> Array:
@@ -31,28 +31,28 @@ class Spread(ABC):
 
     @abstractmethod
     def exchange(self, x: Array) -> Array:
-        """Return (ranks, n, ...), what each rank says of this rank's rows, from what this one says of all (N, ...)."""
+        """Return (ranks, n, ...), each rank's values for this rank's rows, from this rank's values for all (N, ...)."""
 
     def sum_own(self, x: Array) -> Array:
-        """Return this rank's rows (n, ...) of the sum over the ranks of x (N, ...)."""
-        said = self.exchange(x)
-        return backends.array_namespace(said).sum(said, axis=0)
+        """Return this rank's rows (n, ...) of the sum of x (N, ...) over the ranks."""
+        values = self.exchange(x)
+        return backends.array_namespace(values).sum(values, axis=0)
 
     def largest(self, x: Array) -> Array:
-        """Return the largest over the ranks of each entry of x (N,)."""
-        said = self.exchange(x)
-        return self.gather(backends.array_namespace(said).max(said, axis=0))
+        """Return the maximum of x (N,) over the ranks, entry by entry."""
+        values = self.exchange(x)
+        return self.gather(backends.array_namespace(values).max(values, axis=0))
 
     def merge(self, summaries: Summaries) -> Summaries:
         """Return the reductions of the N anchors over all ranks' parts, from those over this rank's part.
 
-        Each rank joins what is said of its own anchors: 2 N numbers a reduction come and go, however many ranks there
-        are.
+        Each rank merges the reductions of its own anchors: 2 N numbers per reduction are sent and received, for any
+        number of ranks.
 
         Raises
         ------
         TypeError
-            If a reduction is no NamedTuple of arrays (N, ...).
+            If a reduction is not a NamedTuple of arrays (N, ...).
         """
         for name, one in summaries.items():
             if not hasattr(one, "_fields") or not all(getattr(leaf, "shape", ()) for leaf in _leaves({name: one})):
@@ -62,15 +62,18 @@ class Spread(ABC):
                 )
         if not summaries:
             return summaries
-        said = _together(self.exchange, _leaves(summaries))
+        parts = _together(self.exchange, _leaves(summaries))
         joined = reduce(
-            _merged, (_like(summaries, [leaf[rank, ...] for leaf in said]) for rank in range(said[0].shape[0]))
+            _merged, (_like(summaries, [leaf[rank, ...] for leaf in parts]) for rank in range(parts[0].shape[0]))
         )
         return _like(summaries, _together(self.gather, _leaves(joined)))
 
 
 class Here(Spread):
-    """All rows are here."""
+    """All rows are on this rank."""
+
+    def __repr__(self) -> str:
+        return "HERE"
 
     def gather(self, x: Array) -> Array:
         """Return x."""
@@ -81,7 +84,7 @@ class Here(Spread):
         return x
 
     def exchange(self, x: Array) -> Array:
-        """Return x as what the only rank says, (1, N, ...)."""
+        """Return x as the only rank's values, (1, N, ...)."""
         return x[None, ...]
 
     def sum_own(self, x: Array) -> Array:
@@ -103,38 +106,38 @@ HERE = Here()
 class Ranks(NamedTuple):
     """The ranks of one call."""
 
-    queries: Spread = HERE  # how its anchors are spread
-    keys: Spread = HERE  # how the rows that it stores are spread
-    each: Spread = HERE  # one row of each rank
-    rank: Any = 0  # of this process, an int or a traced one
-    size: int = 1  # how many there are
-    sharded: bool = False  # whether each holds its part of the memory only, or all of it
-    scale: float = 1.0  # of gradients: the number of ranks where they are averaged afterwards
+    queries: Spread = HERE  #: how the anchors are spread
+    keys: Spread = HERE  #: how the stored rows are spread
+    each: Spread = HERE  #: one row of each rank
+    rank: Any = 0  #: rank of this process, an int or a traced integer
+    size: int = 1  #: number of ranks
+    sharded: bool = False  #: whether each rank holds a part of the memory, or all of it
+    scale: float = 1.0  #: of gradients: the number of ranks if they are averaged afterwards
 
     @property
     def shard(self) -> Shard:
-        """Which part of the memory the state on this rank is."""
+        """The part of the memory that this rank's state holds."""
         return Shard(self.rank, self.size) if self.sharded else WHOLE
 
     def part(self, rows: int) -> slice | None:
-        """Return which of the rows, of those of the state on this rank, it compares; None for all."""
+        """Return the rows of this rank's state that it compares, of so many; None for all."""
         if self.sharded or self.size == 1:
             return None
         return slice(self.rank * rows // self.size, (self.rank + 1) * rows // self.size)
 
 
 class Shard(NamedTuple):
-    """The slots that a state holds: the `index`-th of so many equal runs of a ring."""
+    """The slots that a state holds: the `index`-th of `shards` equal runs of a ring."""
 
     index: Any = 0
     shards: int = 1
 
     def first(self, rows: int) -> Any:
-        """Return the first slot of a run of so many."""
+        """Return the first slot of a run of `rows` slots."""
         return self.index * rows
 
     def local(self, slots: Array, rows: int) -> Array:
-        """Return which of a run of so many each slot (n,) is, -1 = none of them."""
+        """Return the place of each slot (n,) in a run of `rows` slots, -1 if it is in another run."""
         xp = backends.array_namespace(slots)
         place = slots - self.first(rows)
         return xp.where((place >= 0) & (place < rows), place, -1)
@@ -155,19 +158,19 @@ def _merged(some: Summaries, others: Summaries) -> Summaries:
 
 
 def _leaves(summaries: Summaries) -> list[Array]:
-    """Return the arrays of reductions, one after the other."""
+    """Return the arrays of reductions in a list."""
     tuples: dict[str, Any] = summaries
     return [leaf for one in tuples.values() for leaf in one]
 
 
 def _like(summaries: Summaries, leaves: list[Array]) -> Summaries:
-    """Return reductions of the same kinds and names with other arrays."""
+    """Return reductions of the same types and names with other arrays."""
     some, tuples = iter(leaves), dict[str, Any](summaries)
     return {name: type(one)(*(next(some) for _ in one)) for name, one in tuples.items()}
 
 
 def _together(send: Callable[[Array], Array], leaves: list[Array]) -> list[Array]:
-    """Return `send` of each array (N, ...), which may put axes before, in one go for each dtype."""
+    """Return `send` of each array (N, ...), with one call per dtype; `send` can prepend axes."""
     xp, _ = backends.of(leaves[0])
     found: dict[int, Array] = {}
     for dtype in {leaf.dtype: None for leaf in leaves}:

@@ -1,7 +1,7 @@
-"""The associative reductions through which a pair loss or a miner sees a row of similarities.
+"""Associative reductions over a row of similarities, used by pair losses and miners.
 
-Each is built from a block with `of`, joined with another block's by `merge`, and read by `result`. Joining is
-the same for blocks of one memory, shards of it, or ranks, so none ever needs a whole row at once.
+A reduction is built from a block with `of`, combined with that of another block by `merge`, and read by `result`.
+Merging works alike for blocks of a memory, shards and ranks, so a whole row is never needed at once.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from xbm.rowwise import take_in_rows
 
 
 class Reduction(Protocol):
-    """What a walk asks of a reduction: to be joined with that of a later block, and to be read in the end."""
+    """Interface of a reduction: merging with the reduction of a later block, and reading the final result."""
 
     def merge(self, other: Self) -> Self:
-        """Join with a later block."""
+        """Combine with the reduction of a later block."""
 
     def result(self) -> Any:
-        """Return what it has found in the whole row."""
+        """Return the result over the whole row."""
 
 
 Summaries: TypeAlias = dict[str, Reduction]
-"""Reductions of a block by name."""
+"""Reductions of a block, by name."""
 
 Results: TypeAlias = dict[str, Any]
-"""Their results for the whole rows."""
+"""Results of the reductions over whole rows, by name."""
 
 
 class Sum(NamedTuple):
@@ -37,34 +37,34 @@ class Sum(NamedTuple):
 
     @classmethod
     def of(cls, x: Array) -> Self:
-        """Reduce a block x (B, m) or (B, m, K), already multiplied by its pairs' weights."""
+        """Reduce a block x (B, m) or (B, m, K), already multiplied by the pair weights."""
         return cls(array_namespace(x).sum(x, axis=1))
 
     def merge(self, other: Sum) -> Sum:
-        """Join with a later block."""
+        """Combine with the reduction of a later block."""
         return Sum(self.total + other.total)
 
     def result(self) -> Array:
-        """Return the sums, 0 where there was no pair."""
+        """Return the sums, 0 for rows without pairs."""
         return self.total
 
 
 class LogSumExp(NamedTuple):
-    """log sum_j w_j exp(x_j) over a row, (B,), without overflow: sums relative to the largest x."""
+    """log sum_j w_j exp(x_j) over a row, (B,). The sum is scaled by exp(-max x) to prevent overflow."""
 
-    peak: Array  # (B,) largest x with w > 0, -inf if none
+    peak: Array  # (B,) largest x with w > 0; -inf without pairs
     total: Array  # (B,) sum of w exp(x - peak)
 
     @classmethod
     def of(cls, x: Array, weight: Array) -> Self:
-        """Reduce a block of exponents x (B, m) with pair weights (B, m), 0 = no pair."""
+        """Reduce a block of exponents x (B, m) with pair weights (B, m); weight 0 excludes a pair."""
         xp = array_namespace(x)
         x = xp.where(weight > 0, x, -xp.inf)
         peak = xp.max(x, axis=1)
         return cls(peak, xp.sum(weight * xp.exp(x - _finite(peak)[:, None]), axis=1))
 
     def merge(self, other: LogSumExp) -> LogSumExp:
-        """Join with a later block."""
+        """Combine with the reduction of a later block."""
         xp = array_namespace(self.peak)
         peak = xp.maximum(self.peak, other.peak)
         shift = _finite(peak)
@@ -72,14 +72,14 @@ class LogSumExp(NamedTuple):
         return LogSumExp(peak, total)
 
     def result(self) -> Array:
-        """Return the logarithms, -inf where there was no pair."""
+        """Return the logarithms, -inf for rows without pairs."""
         xp = array_namespace(self.peak)
-        any_pair = self.peak != -xp.inf  # a NaN stays one
+        any_pair = self.peak != -xp.inf  # True for NaN, which must propagate
         return xp.where(any_pair, self.peak + xp.log(xp.where(any_pair, self.total, 1.0)), -xp.inf)
 
 
 class TopK(NamedTuple):
-    """The k pairs of a row with the largest scores, in falling order; of equal scores the lowest slot first."""
+    """The k pairs of a row with the largest scores, in descending order; ties are ordered by slot."""
 
     score: Array  # (B, k), -inf beyond the last pair
     slot: Array  # (B, k), -1 beyond the last pair
@@ -87,12 +87,14 @@ class TopK(NamedTuple):
 
     @classmethod
     def of(cls, score: Array, weight: Array, block: Any, k: int = 1) -> TopK:
-        """Reduce a block by score (B, m) among the pairs of weight (B, m) > 0."""
+        """Select the pairs of a block by score (B, m), among the pairs with weight (B, m) > 0."""
         xp, ops = backends.of(score)
         score = xp.where(weight > 0, score, -xp.inf)
         slot = xp.where(weight > 0, block.slots[None, :], -1)
         similarity = block.S
-        if k > 1 or not score.shape[1]:  # a block may have fewer rows: no branch on a number that a graph leaves open
+        if (
+            k > 1 or not score.shape[1]
+        ):  # always pad to at least k columns: in a graph the number of rows may be unknown
             padding = (ops.length(score), k)
             like = {"dtype": score.dtype, "device": device_of(score)}
             none = xp.full(padding, -1, dtype=slot.dtype, device=device_of(slot))
@@ -102,7 +104,7 @@ class TopK(NamedTuple):
         return cls(score, slot, similarity)._largest(k)
 
     def merge(self, other: TopK) -> TopK:
-        """Join with a later block."""
+        """Combine with the reduction of a later block."""
         xp = array_namespace(self.score)
         joined = (xp.concat([mine, theirs], axis=1) for mine, theirs in zip(self, other, strict=True))
         return TopK(*joined)._largest(self.score.shape[1])
@@ -112,7 +114,7 @@ class TopK(NamedTuple):
         return self
 
     def holds(self, slots: Array) -> Array:
-        """Return (B, m) booleans: which of a block's rows, in slots (m,), are among the k pairs."""
+        """Return (B, m) booleans: whether a block's rows, in slots (m,), are among the k pairs."""
         xp = array_namespace(slots)
         return xp.any(slots[None, :, None] == self.slot[:, None, :], axis=2)
 

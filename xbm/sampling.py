@@ -1,6 +1,6 @@
-"""Batches of P classes with K instances each, as metric learning wants them: every anchor has its positives.
+"""Batches of P classes with K instances each, so that every anchor has K - 1 positives.
 
-A batch is a function of the seed and its index alone. A run resumes at any batch without a saved sampler.
+A batch depends only on the seed and its index, so a run can resume at any batch without saving the sampler.
 """
 
 from collections.abc import Iterator
@@ -12,33 +12,33 @@ from numpy.typing import ArrayLike, NDArray
 
 from xbm import checks
 
-ORDER, INSTANCES = 0, 1  # what a random stream is for
+ORDER, INSTANCES = 0, 1  # purposes of the random streams
 
 
 class PKSampler:
-    """Indices of P distinct classes x K instances for each batch; a `batch_sampler` for a data loader.
+    """Sampler of batches with P distinct classes and K instances each; a `batch_sampler` for a data loader.
 
-    Classes: an epoch is a permutation of all C of them, cut into ceil(C / P) batches, so each class comes once
-    before any returns. Where P does not divide C, the epoch's last batch is filled up with the classes that came
-    first in it, so every batch holds P distinct classes and none is left out.
+    Classes: an epoch is a permutation of all C classes, cut into ceil(C / P) batches, so every class occurs once
+    before any class repeats. If P does not divide C, the epoch's last batch is completed with the first classes of the
+    epoch, so every batch has P distinct classes.
 
-    Instances: K drawn without replacement where a class has that many, in random order. Repeats come only where it
-    has fewer, and as evenly as can be: of s instances each comes floor(K / s) or ceil(K / s) times. Draws of
-    different batches are independent.
+    Instances: K are drawn without replacement, in random order, if the class has at least K. A smaller class of s
+    instances repeats them as evenly as possible: each occurs floor(K / s) or ceil(K / s) times. The draws of different
+    batches are independent.
 
     Parameters
     ----------
     labels : (n,) integer
-        Class of each sample of the data set: anything `numpy.asarray` takes, such as a list, an array or a tensor
-        on the CPU.
+        Class of each sample of the data set: anything `numpy.asarray` accepts, such as a list, an array or a CPU
+        tensor.
     classes : int
         P, at least 1 and at most the number of classes C.
     instances : int
         K, at least 1.
     seed : int
-        At least 0. With one NumPy version the same seed gives the same batches in every process and on every machine.
+        At least 0. With the same NumPy version, a seed gives the same batches in every process and on every machine.
     batches : int, optional
-        Number of batches in all; endless if left out.
+        Total number of batches; by default, the sampler is infinite.
     start : int
         Index of the first batch to yield, to resume after `start` training steps.
 
@@ -50,7 +50,7 @@ class PKSampler:
     Raises
     ------
     TypeError, ValueError
-        If labels are no integers, not 1-D, or none, have fewer than P classes, or an option is out of range.
+        If labels are not integers, not 1-D, empty, or have fewer than P classes, or an option is out of range.
 
     Examples
     --------
@@ -90,14 +90,16 @@ class PKSampler:
         self._by_class = np.argsort(labels, kind="stable")
         self._first, self._size = _runs(labels[self._by_class])
         if self._size.size < classes:
-            raise ValueError(f"classes must be at most {self._size.size}, the classes among the labels, got {classes}")
+            raise ValueError(
+                f"classes must be at most the number of classes in labels, {self._size.size}, got {classes}"
+            )
         self.batches_per_epoch = -(-self._size.size // classes)
         self._epoch: tuple[int | None, Any] = None, None
 
     def batch(self, t: int) -> NDArray[np.int64]:
-        """Return batch t as (P * K,) int64 indices, the K instances of a class side by side.
+        """Return batch t as (P * K,) int64 indices, with the K instances of a class next to each other.
 
-        Any t >= 0 may be asked for in any order: `start` and `batches` bound only the iteration.
+        t may be any index >= 0, in any order; `start` and `batches` limit only the iteration.
         """
         checks.whole_number("t", t, at_least=0)
         P, K = self.classes, self.instances
@@ -105,8 +107,8 @@ class PKSampler:
         chosen = self._order(epoch)[nth * P : (nth + 1) * P, None]
         size, position = self._size[chosen], np.arange(K)
 
-        # Floyd's draw of K out of `size`, for all classes at once: number i comes from 0 .. last_i, or is last_i
-        # itself where that one is taken.
+        # Floyd's algorithm draws K of `size` without replacement, here for all classes at once: draw i is uniform in
+        # 0 .. last_i, and becomes last_i if the drawn number is taken.
         last = np.maximum(size - K + position, 0)
         random = self._random(INSTANCES, t)
         pick = random.integers(0, last, endpoint=True)
@@ -114,22 +116,22 @@ class PKSampler:
         for i in range(1, K):
             taken = (pick[:, :i] == pick[:, i : i + 1]).any(axis=1)
             pick[:, i] = np.where(taken, last[:, i], pick[:, i])
-        pick = random.permuted(np.where(size < K, repeated, pick), axis=1)  # Floyd's draw leaves them half in order
+        pick = random.permuted(np.where(size < K, repeated, pick), axis=1)  # Floyd's order is not uniform
         return self._by_class[(self._first[chosen] + pick).ravel()]
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield batches `start`, `start` + 1, ... as lists of int; each iteration begins anew at `start`."""
+        """Yield batches `start`, `start` + 1, ... as lists of int; each iteration restarts at `start`."""
         for t in count(self.start) if self.batches is None else range(self.start, self.batches):
             yield self.batch(t).tolist()
 
     def __len__(self) -> int:
-        """Return how many batches an iteration yields."""
+        """Return the number of batches in an iteration."""
         if self.batches is None:
-            raise TypeError("an endless PKSampler has no length: give batches")
+            raise TypeError("an infinite PKSampler has no length: give batches")
         return self.batches - self.start
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        """Return an epoch's classes in their order, with those that fill up its last batch."""
+        """Return the order of an epoch's classes, including the repeated classes that complete its last batch."""
         known, order = self._epoch
         if known != epoch:
             order = self._random(ORDER, epoch).permutation(self._size.size)
@@ -143,13 +145,13 @@ class PKSampler:
 
 
 def _runs(ordered: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return where each run of equal values begins in an ordered array, and its length."""
+    """Return the start and the length of each run of equal values in a sorted array."""
     first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     return first, np.diff(first, append=ordered.size)
 
 
 def _checked(labels: ArrayLike) -> NDArray[Any]:
-    """Return labels as a NumPy array, refusing anything but at least one integer for each sample."""
+    """Return labels as a NumPy array; raise an error unless they are at least one integer, 1-D."""
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.size == 0:
         raise ValueError(f"labels must have shape (n,) with n at least 1, got {labels.shape}")

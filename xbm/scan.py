@@ -22,9 +22,9 @@ from xbm.reductions import Summaries
 class Scanned(NamedTuple):
     """The result of a walk for B anchors. With several ranks, each has the sums over its own part of the rows j."""
 
-    value: Array  # (B,) L_i
-    gradient: Array | None  # (B, D) dL_i/dz_i = sum_j W_ij v_j
-    pairs: Array | None  # () pairs with W_ij != 0
+    value: Array  #: (B,) L_i
+    gradient: Array | None  #: (B, D) dL_i/dz_i = sum_j W_ij v_j
+    pairs: Array | None  #: () pairs with W_ij != 0
 
 
 def scan(
@@ -156,8 +156,8 @@ def _weigh(W: Array, V: Array) -> _Weighed:
 
 
 class _Weighed(NamedTuple):
-    gradient: Array  # (B, D) sum_j W_ij v_j so far
-    pairs: Array  # () pairs with W_ij != 0 so far
+    gradient: Array  #: (B, D) sum_j W_ij v_j so far
+    pairs: Array  #: () pairs with W_ij != 0 so far
 
     def merge(self, other: _Weighed) -> _Weighed:
         return _Weighed(self.gradient + other.gradient, self.pairs + other.pairs)

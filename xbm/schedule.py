@@ -16,8 +16,8 @@ DRIFT_DECAY = 0.9  # of the running mean of the drift, per call with returning s
 class WarmUp(NamedTuple):
     """State of a warm-up that ends when the drift is small."""
 
-    drift: Array  # () float32, running mean of the squared distance of returning samples; NaN before the first
-    counted: Array  # () integer, calls since the memory term began to count, at most `ramp`; 0 during the warm-up
+    drift: Array  #: () float32, running mean of the squared distance of returning samples; NaN before the first
+    counted: Array  #: () integer, calls since the memory term began to count, at most `ramp`; 0 during the warm-up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class Schedule(Options):
 
     def calls_counted(self, state: WarmUp | None, step: Array) -> Array:
         """Return (), how many calls the memory term has counted in, this one included; below 1 in the warm-up."""
-        return step - self.warmup + 1 if state is None else state.counted
+        return step - self.warmup + 1 if self.settle is None or state is None else state.counted
 
     def weight_after(self, counted: Array, dtype: Any) -> Any:
         """Return the weight of the memory term, from `calls_counted`."""

@@ -14,9 +14,9 @@ from xbm.schedule import WarmUp
 class State(NamedTuple):
     """State of an `Objective`: made by its `init`, and returned by each `step`."""
 
-    memory: MemoryState  # the rows
-    warmup: WarmUp | None = None  # only with `settle`
-    motion: Motion | None = None  # only with `compensate`
+    memory: MemoryState  #: the rows
+    warmup: WarmUp | None = None  #: only with `settle`
+    motion: Motion | None = None  #: only with `compensate`
 
 
 PARTS: dict[str, Any] = {"": MemoryState, "warmup_": WarmUp, "motion_": Motion}

@@ -17,11 +17,11 @@ from xbm.terms import Term
 class Step(NamedTuple):
     """Result of one call."""
 
-    loss: Array  # () float32, or float64 if an input is; differentiable in x and keys if the library can
-    gradient: Array | None  # (B, D) dL/dx in x's dtype; None if not asked for
-    key_gradient: Array | None  # (K, D) dL/dkeys in the keys' dtype; None without keys
-    state: State  # after the call
-    report: Report  # figures of the call
+    loss: Array  #: () float32, or float64 if an input is; differentiable in x and keys if the library can
+    gradient: Array | None  #: (B, D) dL/dx in x's dtype; None if not asked for
+    key_gradient: Array | None  #: (K, D) dL/dkeys in the keys' dtype; None without keys
+    state: State  #: after the call
+    report: Report  #: figures of the call
 
 
 def joined(

@@ -26,10 +26,10 @@ class Term(NamedTuple):
     With several ranks, `value` is complete on each, and the gradients are sums over the rank's own part of the rows.
     """
 
-    value: Array  # (B,) L_i
-    gradient: Array = None  # (B, D) sum_i dL_i/dz
-    of_keys: Array = None  # (K, D) sum_i dL_i/dk, of this rank's rows
-    pairs: Array = None  # () pairs with a non-zero weight
+    value: Array  #: (B,) L_i
+    gradient: Array = None  #: (B, D) sum_i dL_i/dz
+    of_keys: Array = None  #: (K, D) sum_i dL_i/dk, of this rank's rows
+    pairs: Array = None  #: () pairs with a non-zero weight
 
     @classmethod
     def zero(cls, z: Array, k: Array | None = None) -> Self:

@@ -1,4 +1,4 @@
-"""What a callback changes of a model while it fits, and changes back."""
+"""The changes that the callback makes to a model during fit, and their removal."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -9,32 +9,32 @@ import keras
 from xbm.integrations.keras.metric import MemoryMetric
 
 MEMORY = "xbm_memory"
-"""The attribute of a model that holds its memory."""
+"""Name of the model's attribute that holds the memory."""
 
 _WRAPPED = ("compute_loss", "train_step", "test_step")
 
 
 class Attachment:
-    """The memory's loss within a model's own: wraps `compute_loss`, and tells training from evaluation.
+    """Adds the memory loss to a model's loss, by wrapping `compute_loss`, `train_step` and `test_step`.
 
-    The steps are wrapped for that, and because a compiled step of before would go on unchanged: JAX knows one by
-    the method it was made of.
+    The steps are wrapped to distinguish training from evaluation. The wrapping also forces a new compilation: JAX
+    caches compiled steps by their method, and would otherwise reuse a step without the memory.
     """
 
     def __init__(self, model: keras.Model, term: Callable[..., Any]) -> None:
         self.model, self.term = model, term
         self.training: bool | None = None  # None outside the model's steps
-        self.terms = 0  # computed so far
+        self.terms = 0  # number of memory losses computed
         self.replaced: dict[str, Any] = {}
         self.ours: dict[str, Any] = {}
 
     @property
     def active(self) -> bool:
-        """Whether the model is changed."""
+        """Whether the model is currently wrapped."""
         return bool(self.ours)
 
     def on(self) -> None:
-        """Change the model."""
+        """Wrap the model's methods."""
         original = self.model.compute_loss
         has_loss = type(self.model).compute_loss is not keras.Model.compute_loss or "compute_loss" in vars(self.model)
 
@@ -61,10 +61,10 @@ class Attachment:
         self.model.train_function = self.model.test_function = None
 
     def off(self) -> None:
-        """Change the model back."""
+        """Restore the model's methods."""
         for name, replacement in self.ours.items():
             if vars(self.model).get(name) is not replacement:
-                continue  # wrapped once more by someone else: it passes through from now on
+                continue  # wrapped again by other code: our wrapper stays inside it, inactive
             if name in self.replaced:
                 setattr(self.model, name, self.replaced[name])
             else:
@@ -80,7 +80,7 @@ class Attachment:
         setattr(self.model, name, replacement)
 
     def _told(self, step: Callable[..., Any], *, training: bool) -> Callable[..., Any]:
-        """Return a step during which it is known whether it trains, and which must have computed the term."""
+        """Wrap a step: record whether it trains, and raise an error if it did not compute the memory loss."""
 
         @wraps(step)
         def told(*arguments: Any) -> Any:
@@ -91,8 +91,8 @@ class Attachment:
                 self.training = None
             if self.active and self.terms == before:
                 raise RuntimeError(
-                    f"{type(self.model).__name__}.{step.__name__} does not call self.compute_loss, where the memory's "
-                    f"loss would be added: call it, or use the XBM layer in that step"
+                    f"{type(self.model).__name__}.{step.__name__} does not call self.compute_loss, to which the "
+                    f"callback adds the memory loss: call it in the step, or use the XBM layer instead"
                 )
             return result
 
@@ -100,7 +100,7 @@ class Attachment:
 
 
 def _called(compute_loss: Callable[..., Any], x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool) -> Any:
-    """Call a model's own compute_loss, which may be of before Keras 3.3, without `training`."""
+    """Call a model's compute_loss. Overrides written for Keras before 3.3 have no `training` argument."""
     code = getattr(getattr(compute_loss, "__func__", compute_loss), "__code__", None)
     if code is not None and "training" not in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
         return compute_loss(x, y, y_pred, sample_weight)
@@ -108,11 +108,11 @@ def _called(compute_loss: Callable[..., Any], x: Any, y: Any, y_pred: Any, sampl
 
 
 def place(model: keras.Model, memory: MemoryMetric) -> None:
-    """Make a memory an attribute of a model, which tracks and saves it, in the place of one that is there."""
+    """Set the memory as an attribute of the model, which then tracks and saves it; replace a previous memory."""
     previous = getattr(model, MEMORY, None)
     if previous is memory:
         return
-    # A built subclassed model takes no more state; Keras' own layers open it in the same way for theirs.
+    # A built subclassed model does not accept new state. Unlock its tracker, as Keras' own layers do.
     tracker: Any = getattr(model, "_tracker", None)
     locked = getattr(tracker, "locked", False)
     if locked:

@@ -1,4 +1,4 @@
-"""What a graph under construction asks of the code that builds it."""
+"""Helpers for code that runs while a graph is being traced, and for compilation on the different backends."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -8,7 +8,7 @@ import keras
 
 
 def eagerly() -> AbstractContextManager[Any]:
-    """Return a context in which variables can be made, even while TensorFlow traces a function."""
+    """Return a context in which variables can be created, even while TensorFlow traces a function."""
     if keras.backend.backend() != "tensorflow":
         return nullcontext()
     import tensorflow as tf
@@ -17,9 +17,9 @@ def eagerly() -> AbstractContextManager[Any]:
 
 
 def compiled(function: Callable[..., Any], *, donated: tuple[int, ...] = ()) -> Callable[..., Any]:
-    """Return a function of arrays as JAX compiles it, giving some arguments away; others run it as it is.
+    """Compile a function of arrays on JAX, with the given arguments donated; return it unchanged on other backends.
 
-    JAX would compile each of its operations alone, and copy what others write in place.
+    Without this, JAX would dispatch each operation separately, and copy arrays that other backends modify in place.
     """
     if keras.backend.backend() != "jax":
         return function
@@ -30,7 +30,7 @@ def compiled(function: Callable[..., Any], *, donated: tuple[int, ...] = ()) -> 
 
 @contextmanager
 def without_a_trace() -> Iterator[None]:
-    """Have PyTorch keep nothing of eager calls for a backward pass, and leave a wrapped module's batch norm alone."""
+    """On PyTorch, disable autograd and updates of batch norm statistics; do nothing on other backends."""
     if keras.backend.backend() != "torch":
         yield
         return
@@ -43,7 +43,7 @@ def without_a_trace() -> Iterator[None]:
 
 
 def strategy() -> Any:
-    """Return TensorFlow's current distribution strategy, None on other backends."""
+    """Return TensorFlow's current distribution strategy; None on other backends."""
     if keras.backend.backend() != "tensorflow":
         return None
     import tensorflow as tf
@@ -52,10 +52,10 @@ def strategy() -> Any:
 
 
 def refuse_replicas(strategy: Any) -> None:
-    """Refuse a TensorFlow strategy that runs a step on several devices, each with a part of the batch."""
+    """Raise an error for TensorFlow strategies that split a batch over several replicas."""
     replicas = getattr(strategy, "num_replicas_in_sync", 1)
     if replicas > 1:
         raise RuntimeError(
-            f"{type(strategy).__name__} runs {replicas} replicas, each of which would see and store its own part of a "
-            f"batch alone: train on one device, or on the JAX backend with keras.distribution.DataParallel"
+            f"expected 1 replica, got {replicas} with {type(strategy).__name__}, where each would store only its part "
+            f"of the batch: train on one device, or on the JAX backend with keras.distribution.DataParallel"
         )

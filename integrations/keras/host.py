@@ -1,4 +1,4 @@
-"""What only the host can see on JAX: integers that would not fit, and a step that forgets the memory."""
+"""Host-side checks for JAX: integers that do not fit into 32 bits, and train steps that lose the memory's state."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
@@ -14,16 +14,16 @@ Check = Callable[[Any], None]
 
 
 def refuse_large(name: str, integers: Any) -> None:
-    """Refuse NumPy integers that the memory's dtype cannot hold: JAX would cut them off without a word."""
+    """Raise an error for NumPy integers that the memory's dtype cannot hold; JAX would truncate them silently."""
     if isinstance(integers, np.ndarray) and not fits(integers):
         raise ValueError(
-            f"{name} reach from {integers.min()} to {integers.max()}, but JAX makes {integer_dtype()} of them: set "
-            f"jax_enable_x64, or number them from 0"
+            f"{name} must fit into {integer_dtype()}, JAX's integer dtype, got {integers.min()} to {integers.max()}: "
+            f"set jax_enable_x64, or number them from 0"
         )
 
 
 def checked(function: Callable[..., Any], check: Check) -> Callable[..., Any]:
-    """Return JAX's train or test function over batches that pass `check` while they are on the host."""
+    """Wrap JAX's train or test function to call `check` on each batch while it is on the host."""
     last: list[Any] = [None, None]
 
     def run(state: Any, iterator: Iterator[Any]) -> Any:
@@ -35,10 +35,10 @@ def checked(function: Callable[..., Any], check: Check) -> Callable[..., Any]:
 
 
 def _before_transfer(iterator: Iterator[Any], check: Check) -> Iterator[Any]:
-    """Return an iterator over the same batches that checks them where they are NumPy arrays.
+    """Return an iterator over the same batches that checks them while they are NumPy arrays.
 
-    On an accelerator, and with a distribution, Keras hands out a generator that moves batches to devices ahead of the
-    step. One that has not begun is made again over checked batches.
+    On accelerators, and with a distribution, Keras passes a generator that transfers batches to devices ahead of the
+    step. If the generator has not started, it is recreated over checked batches.
     """
 
     def passed(batches: Iterable[Any]) -> Iterator[Any]:
@@ -59,7 +59,7 @@ def _before_transfer(iterator: Iterator[Any], check: Check) -> Iterator[Any]:
 
 
 def remembering(function: Callable[..., Any], model: keras.Model, memory: MemoryMetric) -> Callable[..., Any]:
-    """Return JAX's train function, which raises after its first call if the memory did not come out of the step."""
+    """Wrap JAX's train function: raise an error after the first call if the step did not return the updated memory."""
     first = True
 
     def run(state: Any, iterator: Iterator[Any]) -> Any:
@@ -72,8 +72,8 @@ def remembering(function: Callable[..., Any], model: keras.Model, memory: Memory
         logs, state = function(state, iterator)
         if int(state[-1][place]) == before:
             raise RuntimeError(
-                f"{type(model).__name__}.train_step returns its metrics variables without the memory's new ones, so "
-                f"nothing would ever be stored: return those that self.compute_loss_and_updates gives back"
+                f"{type(model).__name__}.train_step must return the updated metrics variables, got the memory's old "
+                f"values, so nothing is stored: return the metrics variables from self.compute_loss_and_updates"
             )
         return logs, state
 

@@ -1,11 +1,12 @@
-"""Pair losses for `compile`: the core's formulas within the batch, without state."""
+"""Stateless in-batch pair losses for `compile`, with the core's formulas."""
 
 import dataclasses
 from typing import Any
 
 import keras
 
-from xbm import backends, losses, memory, mining
+from xbm import backends, losses, mining
+from xbm.compensation import Compensation
 from xbm.losses import LossLike, PairReduction
 from xbm.mining import MinerLike
 from xbm.objective import Objective
@@ -13,30 +14,31 @@ from xbm.objective import Objective
 
 @keras.saving.register_keras_serializable(package="xbm")
 class InBatchLoss(keras.losses.Loss):
-    """A pair loss over the pairs of the batch, for `compile(loss=InBatchLoss())`: classes y_true, embeddings y_pred.
+    """A pair loss over the pairs of the batch, for `compile(loss=InBatchLoss())`.
 
-    (1/B) sum_i L_i. With an `XBMCallback(in_batch=False)` beside it, the memory's loss is added. Labels stay the
-    integers they are; a loss of Keras' own would make floats of them, and one class of 2^24 and 2^24 + 1.
+    y_true are classes (B,) and y_pred embeddings (B, D). The loss is (1/B) sum_i L_i. An `XBMCallback(in_batch=False)`
+    adds the memory loss to it. Labels remain integers; Keras' own losses convert them to float32, which cannot
+    distinguish 2^24 and 2^24 + 1.
 
     Parameters
     ----------
     loss : str, PairLoss or callable
-        The pair loss: a name among `xbm.losses.LOSSES` ("contrastive", "triplet", "nt-xent", ...), an object, or
+        The pair loss: a name in `xbm.losses.LOSSES` ("contrastive", "triplet", "nt-xent", ...), an object, or
         a function `(S, positive, negative) -> (B,)`.
     miner : str, Miner or list of them, optional
-        Choice of the pairs that count: a name among `xbm.mining.MINERS` ("hard-negatives", ...), an object, or a list
-        of them, each choosing among the pairs that the one before left.
+        Selects the pairs to use: a name in `xbm.mining.MINERS` ("hard-negatives", ...), an object, or a list of them.
+        Each miner of a list selects from the pairs left by the previous one.
     reduction : {"mean", "mean-nonzero", "sum"}, optional
-        Of a loss by name that has a choice, see `xbm.losses.get`. Anchors are always averaged.
+        Reduction of a loss given by name, see `xbm.losses.get`. The loss is always averaged over anchors.
     normalize : bool
-        Compare x / max(|x|, 1e-6), so similarities are cosines in [-1, 1]; else x itself.
+        Whether to compare x / max(|x|, 1e-6), so that similarities are cosines in [-1, 1]; else x itself is compared.
     name : str, optional
-        Of the loss.
+        Name of the loss.
 
     Raises
     ------
     TypeError, ValueError
-        If an option is out of range, saying what is accepted.
+        If an option is invalid; the message states the accepted values.
 
     Examples
     --------
@@ -58,22 +60,22 @@ class InBatchLoss(keras.losses.Loss):
     ) -> None:
         super().__init__(name=name)
         self.options: dict[str, Any] = {"loss": loss, "miner": miner, "reduction": reduction, "normalize": normalize}
-        # Of an empty memory nothing is asked.
-        self.objective = Objective(loss=losses.get(loss, reduction), miner=miner, weight=0, normalize=normalize)
+        self.objective = Objective(loss=loss, reduction=reduction, miner=miner, weight=0, normalize=normalize)
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """Return the loss, a scalar, of labels (B,) and embeddings (B, D)."""
+        """Return the scalar loss for labels (B,) and embeddings (B, D)."""
         if sample_weight is not None:
             raise ValueError(
-                f"{type(self).__name__} compares pairs and takes no sample_weight or class_weight: leave it out, or "
-                f"give it to the other outputs alone"
+                f"{type(self).__name__} compares pairs and takes no sample_weight or class_weight: omit it, or pass it "
+                f"for the other outputs only"
             )
         embeddings, labels = keras.ops.convert_to_tensor(y_pred), keras.ops.convert_to_tensor(y_true)
         if len(labels.shape) == 2 and labels.shape[1] == 1:
             labels = labels[:, 0]
         xp, _ = backends.of(embeddings)
-        nothing = memory.init(capacity=1, dim=embeddings.shape[-1], device=backends.device_of(embeddings), xp=xp)
-        return self.objective.evaluate(nothing, embeddings, labels, gradient=True).loss
+        device = backends.device_of(embeddings)
+        empty = self.objective.init(capacity=1, dim=embeddings.shape[-1], device=device, xp=xp)
+        return self.objective.evaluate(empty, embeddings, labels, gradient=True).loss
 
     call = __call__
 
@@ -84,14 +86,14 @@ class InBatchLoss(keras.losses.Loss):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "InBatchLoss":
-        """Return a loss from what `get_config` gave."""
+        """Create a loss from the result of `get_config`."""
         made = {name: deserialized(config[name]) for name in ("loss", "miner")}
         return cls(**(config | made))
 
 
-def serialized(choice: LossLike | MinerLike) -> Any:
-    """Return a name as it is, or a loss or miner of `xbm` as its class's name and options; each of a list."""
-    if choice is None or isinstance(choice, str):
+def serialized(choice: Any) -> Any:
+    """Return an option as JSON: a plain value as it is, an object of `xbm` as the name of its class and its options."""
+    if choice is None or isinstance(choice, str | bool | int | float):
         return choice
     if isinstance(choice, list | tuple):
         return [serialized(one) for one in choice]
@@ -103,6 +105,7 @@ def serialized(choice: LossLike | MinerLike) -> Any:
 
 
 def deserialized(saved: Any) -> Any:
+    """Return an option from the result of `serialized`."""
     if isinstance(saved, list | tuple):
         return [deserialized(one) for one in saved]
     return _known()[saved["class"]](**saved["options"]) if isinstance(saved, dict) else saved
@@ -110,5 +113,5 @@ def deserialized(saved: Any) -> Any:
 
 def _known() -> dict[str, type]:
     made = [*(losses.get(name) for name in losses.LOSSES), *(mining.get(name) for name in mining.MINERS)]
-    kinds = {*map(type, made), mining.DistanceWeightedMiner}  # which has no name, since it must know D
+    kinds = {*map(type, made), mining.DistanceWeightedMiner, Compensation}
     return {kind.__name__: kind for kind in kinds}

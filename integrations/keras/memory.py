@@ -1,4 +1,4 @@
-"""The memory as Keras variables: how it begins, is read, kept and saved. No mathematics."""
+"""The state of an objective as Keras variables: how it begins, is read, kept and saved. No mathematics."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,17 +7,15 @@ import keras
 import ml_dtypes
 import numpy as np
 
-from xbm import backends, checks, compensation, memory
-from xbm.compensation import Motion
+from xbm import backends, checks, memory
 from xbm.integers import fits as within
-from xbm.memory import MemoryState, Rows
+from xbm.memory_state import MemoryState, Rows
+from xbm.objective import Objective
+from xbm.state import PARTS, State, from_named, named
 
 
 class Memory:
-    """Holds a `MemoryState` in variables of the fields' names: a part of a layer or of a metric, which track them.
-
-    Where it moves, its `Motion` is in variables beside them: `motion_shift`, ...
-    """
+    """Holds the `State` of an objective in variables named as by `xbm.state.named`: part of a layer or a metric."""
 
     embeddings: keras.Variable
     labels: keras.Variable
@@ -28,19 +26,19 @@ class Memory:
     step: keras.Variable
     skipped: keras.Variable
 
+    objective: Objective
     capacity: int
     row_dtype: str
-    moves: bool
 
     @property
     def begun(self) -> bool:
-        """Whether the variables are there: until the embeddings' size is known they are not."""
+        """Whether the variables exist, which takes the embeddings' size."""
         return getattr(self, "embeddings", None) is not None
 
     @property
     def lost(self) -> bool:
-        """Whether the values are gone: an eager step of JAX's that fails has already given them away."""
-        return self.begun and any(getattr(value, "is_deleted", bool)() for value in self.state())
+        """Whether the values are gone: an eager step of JAX that fails has already donated them."""
+        return self.begun and any(getattr(value, "is_deleted", bool)() for value in self._values().values())
 
     @property
     def dim(self) -> int | None:
@@ -49,8 +47,7 @@ class Memory:
 
     def begin(self, dim: int) -> None:
         """Make the variables of an empty memory."""
-        state = memory.init(capacity=self.capacity, dim=dim)
-        for name, values in (state._asdict() | self._named(compensation.init(state))).items():
+        for name, values in named(self.objective.init(capacity=self.capacity, dim=dim)).items():
 
             def initial(shape: tuple[int, ...], dtype: str, values: Any = values) -> Any:
                 return keras.ops.convert_to_tensor(values, dtype=dtype)
@@ -64,77 +61,65 @@ class Memory:
             setattr(self, name, variable)
 
     def rows(self) -> Rows:
-        """Return the filled rows, oldest first: `embeddings` (n, D), `labels`, `ids`, `stored_at` (n,), of NumPy."""
-        return memory.rows(self._to_numpy())
+        """Return the filled rows as NumPy arrays, oldest first: `embeddings` (n, D), `labels`, `ids`, `stored_at`."""
+        return memory.rows(self._to_numpy().memory)
 
     def clear(self) -> None:
-        """Empty the memory, which is then still. Steps and skipped rows count on: a warm-up that is over stays over."""
-        state, motion = memory.clear(self._to_numpy()), self.motion()
-        self._assign(state, motion and compensation.clear(state, motion))
+        """Empty the memory and reset its motion. Steps and skipped rows keep their counts, and so does the warm-up."""
+        self._assign(self.objective.clear(self._to_numpy()))
 
-    def state(self) -> MemoryState:
+    def state(self) -> State:
         """Return the variables' values."""
-        return MemoryState(*(getattr(self, name).value for name in MemoryState._fields))
+        return from_named(self._values())
 
-    def motion(self) -> Motion | None:
-        """Return how the memory moves; None if it does not."""
-        if not self.moves:
-            return None
-        return Motion(*(getattr(self, f"motion_{name}").value for name in Motion._fields))
-
-    def keep(self, before: MemoryState, after: MemoryState, motion: Motion | None = None) -> None:
-        """Assign what the step from `before` to `after` did not write in place, and the motion after it."""
-        for name, old, new in zip(MemoryState._fields, before, after, strict=True):
-            if new is not old:
+    def keep(self, before: State, after: State) -> None:
+        """Assign the values that the step from `before` to `after` did not write in place."""
+        old = named(before)
+        for name, new in named(after).items():
+            if new is not old[name]:
                 getattr(self, name).assign(new)
-        if motion is not None:
-            self._assign_all(self._named(motion))
 
     def save_own_variables(self, store: Any) -> None:
-        """Save the memory, unless it has not begun."""
+        """Save the state, unless the memory has not begun."""
         if self.begun:
-            motion = {name: keras.ops.convert_to_numpy(value) for name, value in self._named(self.motion()).items()}
-            for name, values in (self._to_numpy()._asdict() | motion).items():
+            for name, values in named(self._to_numpy()).items():
                 store[name] = values
 
     def load_own_variables(self, store: Mapping[str, Any]) -> None:
-        """Take a memory of any capacity, its newest rows, and its motion; a file without either begins it anew."""
+        """Load a memory of any capacity, its newest rows. A part that was not saved begins anew."""
         names = set(store.keys()) if store is not None else set()
         missing = sorted(set(MemoryState._fields) - names)
         if missing and len(missing) < len(MemoryState._fields):
-            raise ValueError(f"The saved memory has no {', '.join(missing)}, the one here is left as it is")
+            raise ValueError(f"The memory is unchanged. The saved one has no {', '.join(missing)}")
         if not missing:
-            saved = MemoryState(*(_widened(np.array(store[name])) for name in MemoryState._fields))
-            self._assign(self._fitted(saved), _motion_in(store, saved.embeddings.shape[1]))
+            self._assign(self._fitted(from_named({name: _widened(np.array(store[name])) for name in names})))
         elif self.begun:
-            self._assign(memory.init(capacity=self.capacity, dim=self.embeddings.shape[1]))
+            self._assign(self.objective.init(capacity=self.capacity, dim=self.embeddings.shape[1]))
 
-    def _assign(self, state: MemoryState, motion: Motion | None = None) -> None:
-        """Begin anew with these rows, and this motion if it is known."""
+    def _values(self) -> dict[str, Any]:
+        """Return the variables' values by name."""
+        names = [f"{prefix}{name}" for prefix, kind in PARTS.items() for name in kind._fields]
+        return {name: getattr(self, name).value for name in names if hasattr(self, name)}
+
+    def _assign(self, state: State) -> None:
+        """Set all variables, which begin here if they do not exist."""
         if not self.begun:
-            self.begin(state.embeddings.shape[1])
-        self._assign_all(state._asdict() | self._named(motion or compensation.init(state)))
-
-    def _assign_all(self, values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
+            self.begin(state.memory.embeddings.shape[1])
+        for name, value in named(state).items():
             getattr(self, name).assign(value)
 
-    def _named(self, motion: Motion | None) -> dict[str, Any]:
-        """Return a motion by its variables' names; nothing of it where the memory does not move."""
-        if motion is None or not self.moves:
-            return {}
-        return {f"motion_{name}": value for name, value in motion._asdict().items()}
+    def _to_numpy(self) -> State:
+        return from_named({name: _widened(keras.ops.convert_to_numpy(value)) for name, value in self._values().items()})
 
-    def _to_numpy(self) -> MemoryState:
-        return MemoryState(*(_widened(keras.ops.convert_to_numpy(value)) for value in self.state()))
-
-    def _fitted(self, saved: MemoryState) -> MemoryState:
-        """Return a saved memory in this one's capacity, or raise a ValueError that says why not."""
-        problem = memory.inconsistency(saved)
-        if problem is None and self.begun and saved.embeddings.shape[1] != self.dim:
-            problem = f"it holds rows of {saved.embeddings.shape[1]} dimensions, this one of {self.dim}"
+    def _fitted(self, saved: State) -> State:
+        """Return a saved state in this memory's capacity; raise a ValueError if it does not fit."""
+        problem = memory.inconsistency(saved.memory)
+        if problem is None and self.begun and saved.memory.embeddings.shape[1] != self.dim:
+            problem = f"it holds rows of {saved.memory.embeddings.shape[1]} dimensions, this one of {self.dim}"
         if problem is None:
-            fitted = saved if saved.labels.shape[0] == self.capacity else memory.resize(saved, self.capacity)
+            fitted = saved.memory
+            if fitted.labels.shape[0] != self.capacity:
+                fitted = memory.resize(fitted, self.capacity)
             with np.errstate(over="ignore"):
                 rows = fitted.embeddings.astype(_numpy_dtype(self.row_dtype)).astype(fitted.embeddings.dtype)
             if not np.isfinite(rows).all():
@@ -142,39 +127,42 @@ class Memory:
             elif any(not fits(values) for values in fitted[1:]):
                 problem = f"some of its labels or ids do not fit {integer_dtype()}"
         if problem:
-            raise ValueError(f"The memory was left as it is. The saved one cannot be loaded: {problem}")
-        return fitted
+            raise ValueError(f"The memory is unchanged. The saved one cannot be loaded: {problem}")
+        fresh = self.objective.begin(fitted)
+        others: list[Any] = [
+            mine if theirs is None or not _alike(mine, theirs) else theirs
+            for mine, theirs in zip(fresh[1:], saved[1:], strict=True)
+        ]
+        return State(fitted, *others)
 
 
-def _motion_in(store: Mapping[str, Any], dim: int) -> Motion | None:
-    """Return the motion in a file; None where there is none of rows of this size."""
-    found = {name: np.array(store[f"motion_{name}"]) for name in Motion._fields if f"motion_{name}" in store}
-    whole = len(found) == len(Motion._fields) and found["shift"].shape == (dim,)
-    return Motion(**found) if whole else None
+def _alike(mine: Any, theirs: Any) -> bool:
+    """Return whether a saved part of a state has the shapes of this memory's part, which can be None."""
+    return mine is not None and all(a.shape == b.shape for a, b in zip(mine, theirs, strict=True))
 
 
 def integer_dtype() -> str:
-    """Return the dtype of labels, ids and counters: int64, on JAX int32 unless `jax_enable_x64` is on."""
+    """Return the dtype of labels, ids and counters: int64, but int32 on JAX unless `jax_enable_x64` is on."""
     xp, ops = backends.of(keras.ops.zeros((), "int32"))
     return keras.backend.standardize_dtype(ops.integer_dtype(xp))
 
 
 def row_dtype(dtype: Any) -> str:
-    """Return the name of a dtype that rows may have, or refuse it."""
+    """Return the name of a dtype of rows, or raise if rows cannot have it."""
     name = keras.backend.standardize_dtype(dtype)
     checks.choice("dtype", name, checks.FLOATS)
     if keras.backend.standardize_dtype(keras.ops.zeros((), name).dtype) != name:
-        raise ValueError(f'dtype="{name}" needs jax_enable_x64, without which JAX makes it float32')
+        raise ValueError(f'dtype="{name}" needs jax_enable_x64: without it, JAX uses float32')
     return name
 
 
 def fits(integers: Any) -> bool:
-    """Tell whether NumPy integers fit the dtype of labels and ids."""
+    """Return whether NumPy integers fit the dtype of labels and ids."""
     return not np.issubdtype(integers.dtype, np.integer) or within(integers, np.iinfo(integer_dtype()))
 
 
 def _widened(values: Any) -> Any:
-    """Return NumPy values in a dtype that NumPy has a name for."""
+    """Return NumPy values in a dtype of NumPy's own: bfloat16 as float32."""
     return values.astype(np.float32) if values.dtype == ml_dtypes.bfloat16 else values
 
 

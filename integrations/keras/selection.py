@@ -1,4 +1,4 @@
-"""Which of a model's outputs and data are embeddings, labels and ids."""
+"""Selection of embeddings, labels and ids from a model's outputs and data."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -6,11 +6,11 @@ from typing import Any, TypeAlias
 import keras
 
 Field: TypeAlias = str | Callable[[Any, Any], Any] | None
-"""A key of y or x, an output's name, a function `(x, y) -> (B,)`, or nothing."""
+"""A key of y or x, the name of an output, a function `(x, y) -> (B,)`, or None."""
 
 
 class Outputs:
-    """Finds the embeddings (B, D): the only output, an output or a layer by name, or what a function of y_pred says."""
+    """Finds the embeddings (B, D): the only output, a named output or layer, or the result of a function of y_pred."""
 
     def __init__(self, model: keras.Model, name: str | Callable[[Any], Any] | None) -> None:
         self.model, self.name = model, name
@@ -19,7 +19,7 @@ class Outputs:
         self.seen: list[Any] = []
 
     def watch(self) -> None:
-        """Have the named layer's outputs noted."""
+        """Record the outputs of the named layer."""
         if self.layer is None:
             return
         call = self.layer.call
@@ -45,7 +45,8 @@ class Outputs:
             outputs = keras.tree.flatten(y_pred)
             if len(outputs) != 1:
                 raise ValueError(
-                    f"embeddings= must name one of the model's {len(outputs)} outputs ({self._known(y_pred)}) or layers"
+                    f"the model has {len(outputs)} outputs ({self._known(y_pred)}): select the embeddings with "
+                    f"embeddings=, the name of an output or layer"
                 )
             return outputs[0]
         if isinstance(y_pred, dict) and self.name in y_pred:
@@ -55,15 +56,18 @@ class Outputs:
             return y_pred[names.index(self.name)]
         if self.layer is None:
             raise ValueError(
-                f"embeddings={self.name!r} is no output ({self._known(y_pred)}) and no layer "
-                f"({', '.join(layer.name for layer in self.model.layers)}) of the model"
+                f"embeddings= must name an output ({self._known(y_pred)}) or a layer "
+                f"({', '.join(layer.name for layer in self.model.layers)}) of the model, got {self.name!r}"
             )
         if not self.seen:
-            raise RuntimeError(f"embeddings={self.name!r}: this layer was not called in the model's forward pass")
+            raise RuntimeError(
+                f"embeddings={self.name!r} names a layer that the model's forward pass did not call: call it, or name "
+                f"another layer"
+            )
         return self.seen.pop()
 
     def dim(self) -> int | None:
-        """Return D where the model tells before it runs, else None."""
+        """Return D if the model's output shape is known before it runs, else None."""
         model = self.model
         if self.layer is not None and getattr(self.layer, "_inbound_nodes", None):
             return self.layer.output.shape[-1]
@@ -72,7 +76,7 @@ class Outputs:
                 y_pred = model.outputs
             else:
                 y_pred = model.output if hasattr(model, "outputs") else _outputs_by_shape(model)
-        except AttributeError:  # a Sequential model that is not built
+        except AttributeError:  # a Sequential model that is not built yet
             return None
         return None if y_pred is None else self.of(y_pred).shape[-1]
 
@@ -82,7 +86,7 @@ class Outputs:
 
 
 def _outputs_by_shape(model: keras.Model) -> Any:
-    """Return what a built subclassed model makes of inputs of the shape it was built with, symbolically."""
+    """Return the symbolic outputs of a built subclassed model, for inputs of the shape it was built with."""
     config: dict[str, Any] = (model.get_build_config() if model.built else None) or {}
     shapes = config.get("input_shape") or config.get("shapes_dict")
     if not shapes:
@@ -92,12 +96,12 @@ def _outputs_by_shape(model: keras.Model) -> Any:
         if "input_shape" in config:
             return model.compute_output_spec(symbols)
         return model.compute_output_spec(**{name.removesuffix("_shape"): symbols[name] for name in symbols})
-    except Exception:  # whatever the model's own code makes of symbols: the first batch will tell
+    except Exception:  # the model's code may fail on symbolic inputs; the first batch determines D then
         return None
 
 
 def _symbols(shapes: Any) -> Any:
-    """Return shapes, in whatever dicts and lists, as symbolic tensors in plain ones."""
+    """Convert nested dicts and lists of shapes to symbolic tensors."""
     if isinstance(shapes, dict):
         return {name: _symbols(shape) for name, shape in shapes.items()}
     if all(size is None or isinstance(size, int) for size in shapes):
@@ -112,7 +116,7 @@ def integers(name: str, field: Field, x: Any, y: Any, output_names: list[str]) -
     elif field is None:
         leaves = keras.tree.flatten(y)
         if len(leaves) != 1:
-            raise ValueError(f"{name}= must say which of the {len(leaves)} parts of y ({_keys(y)}) are the {name}")
+            raise ValueError(f"{name}= must select one of the {len(leaves)} parts of y ({_keys(y)}) as the {name}")
         found = leaves[0]
     elif isinstance(y, dict) and field in y:
         found = y[field]
@@ -122,16 +126,16 @@ def integers(name: str, field: Field, x: Any, y: Any, output_names: list[str]) -
         found = y[output_names.index(field)]
     else:
         raise ValueError(
-            f"{name}={field!r} is no key of y ({_keys(y)}) or x ({_keys(x)}), and no output "
-            f"with a y: give dicts, or a function (x, y) -> (B,)"
+            f"{name}={field!r} must be a key of y ({_keys(y)}) or of x ({_keys(x)}), or an output that has a part "
+            f"of y: pass dicts to fit, or a function (x, y) -> (B,) as {name}="
         )
     if found is None:
-        raise ValueError(f"{name} must be integers (B,), but fit was given none: give it a y, or name a part of x")
+        raise ValueError(f"{name} must be integers of shape (B,), got None: pass y to fit, or name a key of x")
     return found[:, 0] if len(found.shape) == 2 and found.shape[1] == 1 else found
 
 
 def has(y: Any, name: str, output_names: list[str]) -> bool:
-    """Tell whether y has a part for an output."""
+    """Return whether y has a part for the output `name`."""
     if isinstance(y, (list, tuple)):
         return len(y) == len(output_names) and name in output_names
     return isinstance(y, dict) and name in y

@@ -1,4 +1,4 @@
-"""The callback: logs the figures of a module's memories, and keeps them right under DDP and in checkpoints."""
+"""A callback that logs the figures of a module's memories and handles them under DDP and in checkpoints."""
 
 import math
 from collections.abc import Iterator
@@ -14,27 +14,27 @@ from xbm.integrations.torch import XBM
 
 
 class XBMCallback(Callback):
-    """Logs what the memories of a `LightningModule` do, and sees to them under DDP and in checkpoints.
+    """Logs the figures of a `LightningModule`'s memories and handles them under DDP and in checkpoints.
 
-    The module makes one or more `XBM` in its `__init__`, or sharded ones in `configure_model`, and calls them in
-    `training_step`. Every so many batches the callback logs the figures of `xbm.report` as "xbm/fill",
-    "xbm/memory_loss", ..., or, of a module with several memories, as "xbm/<attribute>/fill", ...; figures that are NaN
-    are left out. DDP is told to leave the memories alone, instead of sending them from rank 0 to all others at every
-    step. In the Trainer's checkpoint a sharded memory is whole, so that it loads on any number of ranks.
+    The module creates one or more `XBM` in its `__init__`, or in `configure_model` if sharded, and calls them in
+    `training_step`. Every `every` batches, the callback logs the figures of `xbm.report` as "xbm/fill",
+    "xbm/memory_loss", .... With several memories, the names are "xbm/<attribute>/fill", .... Figures that are NaN are
+    not logged. The callback excludes the memories' buffers from DDP, which would broadcast them from rank 0 at every
+    step. The Trainer's checkpoint contains sharded memories as whole tensors, so it loads on any number of ranks.
 
     Parameters
     ----------
     every : int, optional
-        Training batches from one reading to the next, at least 1; the device waits at a reading. The Trainer's
-        `log_every_n_steps` if left out.
+        Training batches between two logs, at least 1. Logging synchronises with the device. The default is the
+        Trainer's `log_every_n_steps`.
     prefix : str
-        What the names of the figures begin with.
+        Prefix of the names of the figures.
 
     Raises
     ------
     TypeError, ValueError
-        If `every` is not a whole number of at least 1; in `fit`, if the module has no `XBM`, or if Lightning's
-        `WeightAveraging` is to average it.
+        If `every` is not an int of at least 1; in `fit`, if the module has no `XBM`, or if Lightning's
+        `WeightAveraging` is used.
 
     Examples
     --------
@@ -49,42 +49,42 @@ class XBMCallback(Callback):
         self.every, self.prefix = every, prefix
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tell DDP, before it wraps the module, what to leave alone."""
+        """Exclude the memories' buffers from DDP, before it wraps the module."""
         others = getattr(pl_module, "_ddp_params_and_buffers_to_ignore", ())
         if not isinstance(others, _Buffers):
             buffers = _Buffers(pl_module, tuple(others))
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(pl_module, buffers)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse to fit what has no memory, or would lose it."""
+        """Raise an error if the module has no memory, or if weight averaging would overwrite it."""
         if not _memories(pl_module):
             raise ValueError(
-                f"XBMCallback found no XBM in {type(pl_module).__name__}: make one in its __init__ or configure_model, "
-                f"as in self.xbm = XBM(dim=128, capacity=8192)"
+                f"XBMCallback found no XBM in {type(pl_module).__name__}: create one in __init__ or configure_model, "
+                f"such as self.xbm = XBM(dim=128, capacity=8192)"
             )
         if any(isinstance(one, WeightAveraging) for one in trainer.callbacks):  # type: ignore[attr-defined, unused-ignore]
             raise ValueError(
-                "WeightAveraging swaps all buffers of the module with those of its average, which has no memory: "
-                "average the encoder alone, by torch.optim.swa_utils.AveragedModel"
+                "WeightAveraging replaces all buffers of the module, including the memory, by those of its average, "
+                "whose memory is empty: average the encoder alone, with torch.optim.swa_utils.AveragedModel"
             )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log the figures of every so many training batches."""
+        """Log the figures every `every` training batches."""
         every = self.every or trainer.log_every_n_steps  # type: ignore[attr-defined, unused-ignore]
         if every and (trainer.fit_loop.total_batch_idx + 1) % every == 0:
             pl_module.log_dict(self._figures(pl_module), on_step=True, on_epoch=False)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the parts of sharded memories together, in which all ranks take part."""
+        """Gather sharded memories into whole tensors. This is a collective operation of all ranks."""
         state, prefixes = checkpoint["state_dict"], tuple(f"{name}." for name in _memories(pl_module))
         for key, value in state.items():
             if key.startswith(prefixes) and isinstance(value, DTensor):
                 state[key] = value.full_tensor()
 
     def _figures(self, pl_module: LightningModule) -> dict[str, float]:
-        """Return the figures that are numbers, by the names they are logged as."""
+        """Return the figures that are not NaN, by their log names."""
         memories = _memories(pl_module)
         return {
             "/".join([self.prefix, name, figure] if len(memories) > 1 else [self.prefix, figure]): value
@@ -95,7 +95,7 @@ class XBMCallback(Callback):
 
 
 class _Buffers:
-    """Names of the memories' buffers, and of what else DDP leaves alone, looked up when it asks: as it wraps."""
+    """Names that DDP must ignore: the memories' buffers and `others`. Evaluated lazily, when DDP wraps the module."""
 
     def __init__(self, pl_module: LightningModule, others: tuple[str, ...]) -> None:
         self.pl_module, self.others = pl_module, others

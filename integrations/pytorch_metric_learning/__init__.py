@@ -1,6 +1,7 @@
-"""pytorch-metric-learning's losses and miners in the place of ours: only their distances are computed otherwise.
+"""Adapters for the losses and miners of pytorch-metric-learning. They get distances computed from our similarities.
 
-Nothing of it is imported before one of its objects is handed in.
+pytorch-metric-learning is imported only when one of its objects is passed. In this package, "their" refers to
+pytorch-metric-learning.
 """
 
 from typing import Any
@@ -9,20 +10,20 @@ __all__ = ["adapted"]
 
 
 def adapted(loss: Any, miner: Any, *, dim: int) -> tuple[Any, Any]:
-    """Return the loss and the miner of an `xbm.Objective`: theirs made ours, all others as they are.
+    """Return a loss and a miner for `xbm.Objective`; adapt those of pytorch-metric-learning, pass others unchanged.
 
     Parameters
     ----------
     loss, miner : object
-        What `Objective` takes, or one of theirs. A loss and a miner that are both theirs become one loss, which gets
-        the very pairs or triplets that the miner returns.
+        Anything `Objective` accepts, or a loss or miner of pytorch-metric-learning. If both are from there, they become
+        one loss, which gets exactly the pairs or triplets that the miner returns.
     dim : int
-        D, the embeddings' size.
+        D, the embedding dimension.
 
     Raises
     ------
     TypeError
-        If one of theirs is no loss, or no miner, or needs more than the distances of pairs.
+        If an object of pytorch-metric-learning is not a loss or not a miner, or needs more than distances of pairs.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Their distances, made from similarities instead of embeddings."""
+"""Distances of pytorch-metric-learning, computed from similarities instead of embeddings."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class Given(BaseDistance):
-    """The distances of a kind that belong to given similarities S (B, m), whatever the embeddings.
+    """A distance of the same kind as `kind` that returns values for given similarities S (B, m), ignoring embeddings.
 
-    A similarity as it is; a Euclidean distance as sqrt(2 - 2 S), with the gradient 0 where that is 0; either to its
-    power.
+    The value is S for a similarity and sqrt(2 - 2 S) for a Euclidean distance, raised to the distance's power. The
+    gradient is 0 where the distance is 0.
     """
 
     def __init__(self, kind: BaseDistance, S: Tensor) -> None:
@@ -22,10 +22,10 @@ class Given(BaseDistance):
         self.S = S
 
     def forward(self, query_emb: Tensor, ref_emb: Tensor | None = None) -> Tensor:
-        """Return the distances (B, m), for the caller to write into."""
+        """Return the distances (B, m). The caller may modify them."""
         asked = len(query_emb), len(query_emb if ref_emb is None else ref_emb)
         if asked != tuple(self.S.shape):
-            raise ValueError(f"it wants distances of shape {asked}, there are {tuple(self.S.shape)}")
+            raise ValueError(f"distances have shape {tuple(self.S.shape)}, but shape {asked} was requested")
         if self.is_inverted:
             return self.S**self.power
         squares = 2 - 2 * self.S
@@ -35,7 +35,7 @@ class Given(BaseDistance):
 
 @contextmanager
 def seeing(module: Any, S: Tensor) -> Iterator[Any]:
-    """Let a loss or a miner of theirs see similarities S (B, m) in the place of its embeddings, for a while."""
+    """Within the context, replace the distance of a loss or miner by one computed from similarities S (B, m)."""
     own = module.distance
     module.distance = Given(own, S)
     try:
@@ -45,12 +45,12 @@ def seeing(module: Any, S: Tensor) -> Iterator[Any]:
 
 
 def check(module: Any) -> None:
-    """Refuse a loss or a miner whose distances do not follow from similarities, with a TypeError."""
+    """Raise a TypeError if the distances of a loss or miner cannot be computed from similarities."""
     distance = module.distance
     follows = type(distance) in (CosineSimilarity, DotProductSimilarity, LpDistance) and distance.p == 2
     if not follows or (isinstance(distance, LpDistance) and not distance.normalize_embeddings):
         raise TypeError(
-            f"{type(module).__name__} must have a CosineSimilarity(), DotProductSimilarity() or LpDistance(), p=2, of "
-            f"normalised embeddings in the last case, got a {type(distance).__name__} with p={distance.p}, "
+            f"{type(module).__name__} must have a CosineSimilarity(), DotProductSimilarity(), or LpDistance(p=2) with "
+            f"normalize_embeddings=True as its distance, got {type(distance).__name__} with p={distance.p}, "
             f"normalize_embeddings={distance.normalize_embeddings}"
         )

@@ -1,4 +1,4 @@
-"""A loss of theirs as one of ours."""
+"""Adapter for the losses of pytorch-metric-learning."""
 
 import copy
 from typing import Any, TypeAlias
@@ -26,42 +26,43 @@ OURS = {
     "SmoothAPLoss": "smooth-ap",
     "TripletMarginLoss": "triplet",
 }
-"""Which of our losses to take where one of theirs cannot be used."""
+"""Equivalent or similar losses of xbm, for the error if a loss of pytorch-metric-learning cannot be used."""
 
 
 def joined(loss: Any, miner: Any, *, dim: int) -> tuple[Any, Any]:
-    """Return a loss of theirs as ours, and the miner that is left to do: none if that is theirs too."""
+    """Return the adapted loss and the remaining miner: None if `miner` is a `TheirMiner`, which joins the loss."""
     if isinstance(miner, TheirMiner):
         return TheirLoss(loss, miner, dim=dim), None
     return TheirLoss(loss, dim=dim), miner
 
 
 class TheirLoss(Differentiated):
-    """A loss of theirs over given pairs, its weights by autograd.
+    """A loss of pytorch-metric-learning, evaluated on given pairs and differentiated by autograd.
 
-    Their reducers make one number of a whole batch. It is shared out among the anchors that have pairs, so that the
-    mean over the anchors is theirs. It sees whole rows, (B, M) at once, and runs eagerly only.
+    The reducers of pytorch-metric-learning return one number per batch. This number is divided among the anchors that
+    have pairs, such that the mean over all anchors equals it. The loss needs whole rows, (B, M) at once, and runs
+    eagerly only.
 
     Parameters
     ----------
     loss : pytorch_metric_learning.losses.BaseMetricLossFunction
-        Its distance is CosineSimilarity, DotProductSimilarity or LpDistance of normalised embeddings.
+        Its distance must be CosineSimilarity, DotProductSimilarity or LpDistance of normalised embeddings.
     miner : TheirMiner, optional
-        Makes the pairs or triplets that the loss gets; without one it gets all pairs.
+        Selects the pairs or triplets for the loss; by default, the loss gets all pairs.
     dim : int
-        D, the embeddings' size.
+        D, the embedding dimension.
 
     Raises
     ------
     TypeError
-        If it needs more than pairs and their distances.
+        If the loss needs more than pairs and their distances.
     """
 
     def __init__(self, loss: BaseMetricLossFunction, miner: TheirMiner | None = None, *, dim: int) -> None:
         if not isinstance(loss, BaseMetricLossFunction):
             raise TypeError(
-                f"loss must be an xbm loss or one of pytorch-metric-learning's over pairs, such as ContrastiveLoss(), "
-                f"without a wrapper such as CrossBatchMemory around it, got a {type(loss).__name__}"
+                f"loss must be an xbm loss or a pair loss of pytorch-metric-learning, such as ContrastiveLoss(), "
+                f"without a wrapper such as CrossBatchMemory, got {type(loss).__name__}"
             )
         distance.check(loss)
         self.loss, self.miner, self.dim = loss, miner, dim
@@ -74,21 +75,21 @@ class TheirLoss(Differentiated):
         return f"{type(self.loss).__name__}(distance={type(self.loss.distance).__name__}{pairs})"
 
     def _shares(self, S: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        """Return L_i, (B,), whose mean is what their loss returns."""
+        """Return L_i, (B,), whose mean equals the value of the wrapped loss."""
         find = _every if self.miner is None else self.miner.indices
         total = self._total(self.loss, S, find(S.detach(), positive, negative))
         some = (positive | negative).any(dim=1)
         return torch.where(some, total * len(S) / some.sum().clamp(min=1), 0.0)
 
     def _total(self, loss: Any, S: Tensor, pairs: Pairs, generator: Generator | None = None) -> Tensor:
-        """Return what a loss of theirs, this one or a copy, returns."""
+        """Evaluate a loss of pytorch-metric-learning, the wrapped one or a copy."""
         x, rows = trial.stand_ins(S, self.dim, generator)
         with distance.seeing(loss, S):
             return loss(x, indices_tuple=pairs, ref_emb=rows).reshape(())
 
     def _try(self) -> None:
-        """Refuse a loss that needs more than pairs, or makes more of them than pairs."""
-        twin = copy.deepcopy(self.loss)  # may count calls
+        """Raise an error if the loss depends on anything but the pairs and their distances."""
+        twin = copy.deepcopy(self.loss)  # a copy, because the loss may have state, such as a count of calls
         device = next((one.device for one in twin.parameters()), torch.device("cpu"))
 
         def run(S: Tensor, positive: Tensor, negative: Tensor, generator: Generator) -> tuple[Tensor, ...]:
@@ -97,7 +98,7 @@ class TheirLoss(Differentiated):
             return (self._total(twin, S, _every(S, positive, negative), generator),)
 
         ours = OURS.get(type(self.loss).__name__)
-        instead = f"xbm's own is loss={ours!r}" if ours else f"xbm's own losses are {', '.join(map(repr, LOSSES))}"
+        instead = f"use xbm's loss={ours!r}" if ours else f"use one of xbm's losses: {', '.join(map(repr, LOSSES))}"
         trial.require(repr(self), run, instead=instead)
 
 

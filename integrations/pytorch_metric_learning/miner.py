@@ -1,4 +1,4 @@
-"""A miner of theirs as one of ours."""
+"""Adapter for the miners of pytorch-metric-learning."""
 
 import torch
 from pytorch_metric_learning.miners import BaseMiner, HDCMiner, UniformHistogramMiner
@@ -11,25 +11,25 @@ from xbm.losses import Block
 from xbm.mining import MINERS, Miner
 from xbm.reductions import Results
 
-OVER_ALL_ANCHORS = (HDCMiner, UniformHistogramMiner)  # choose among the pairs of the whole batch
+OVER_ALL_ANCHORS = (HDCMiner, UniformHistogramMiner)  # these select from the pairs of the whole batch
 
 
 class TheirMiner(Miner):
-    """A miner of theirs, asked for each anchor about exactly those rows that are its pairs.
+    """A miner of pytorch-metric-learning, called once per anchor with exactly the rows that form pairs with it.
 
-    It sees whole rows, (B, M) at once, and runs eagerly only.
+    It needs whole rows, (B, M) at once, and runs eagerly only.
 
     Parameters
     ----------
     miner : pytorch_metric_learning.miners.BaseMiner
-        Its distance is CosineSimilarity, DotProductSimilarity or LpDistance of normalised embeddings.
+        Its distance must be CosineSimilarity, DotProductSimilarity or LpDistance of normalised embeddings.
     dim : int
-        D, the embeddings' size.
+        D, the embedding dimension.
 
     Raises
     ------
     TypeError
-        If it cannot tell its pairs from distances, anchor by anchor.
+        If the miner cannot select pairs for each anchor from distances alone.
     """
 
     whole_rows = True
@@ -37,19 +37,22 @@ class TheirMiner(Miner):
     def __init__(self, miner: BaseMiner, *, dim: int) -> None:
         name = type(miner).__name__
         if not isinstance(miner, BaseMiner):
-            raise TypeError(f"miner must be an xbm.Miner or one of pytorch-metric-learning's, got a {name}")
+            raise TypeError(f"miner must be an xbm.Miner or a miner of pytorch-metric-learning, got {name}")
         if isinstance(miner, OVER_ALL_ANCHORS):
-            raise TypeError(f"{name} chooses among the pairs of all anchors at once, XBM mines anchor by anchor")
+            raise TypeError(
+                f"{name} selects from the pairs of all anchors at once, but XBM mines each anchor separately: "
+                f"use one of xbm's miners: {', '.join(map(repr, MINERS))}"
+            )
         distance.check(miner)
         self.miner, self.dim = miner, dim
         self.needs_cosines = miner.distance.normalize_embeddings
-        trial.require(repr(self), self.indices, instead=f"xbm's own miners are {', '.join(map(repr, MINERS))}")
+        trial.require(repr(self), self.indices, instead=f"use one of xbm's miners: {', '.join(map(repr, MINERS))}")
 
     def __repr__(self) -> str:
         return f"{type(self.miner).__name__}(distance={type(self.miner.distance).__name__})"
 
     def select(self, block: Block, r: Results) -> Block:
-        """Return the block with the pairs that their miner returns."""
+        """Return the block with the pairs that the miner selects."""
         a1, p, a2, n = convert_to_pairs(self.indices(block.S, block.P > 0, block.N > 0), None)
         P, N = torch.zeros_like(block.P), torch.zeros_like(block.N)
         P[a1, p], N[a2, n] = block.P[a1, p], block.N[a2, n]
@@ -58,9 +61,11 @@ class TheirMiner(Miner):
     def indices(
         self, S: Tensor, positive: Tensor, negative: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, ...]:
-        """Return what their miner returns for all anchors: triplets `(a, p, n)`, or pairs `(a1, p, a2, n)`."""
+        """Return the miner's selection for all anchors: triplets `(a, p, n)`, or pairs `(a1, p, a2, n)`."""
         if is_compiling():
-            raise RuntimeError("a pytorch-metric-learning miner runs eagerly only: leave the XBM uncompiled")
+            raise RuntimeError(
+                "torch.compile does not support pytorch-metric-learning's miners: do not compile the XBM"
+            )
         found = [self._of_anchor(i, S, positive, negative, generator) for i in range(len(S))]
         found = [one for one in found if one is not None]
         if not found:
@@ -74,7 +79,7 @@ class TheirMiner(Miner):
         if not len(pairs):
             return None
         row = S[i : i + 1, pairs]
-        labels = negative[i, pairs].long()  # 0 for a positive, as the anchor's own
+        labels = negative[i, pairs].long()  # 0 for positives, the label given to the anchor
         x, rows = trial.stand_ins(row, self.dim, generator)
         with distance.seeing(self.miner, row) as miner:
             found = miner(x, torch.zeros_like(labels[:1]), rows, labels)

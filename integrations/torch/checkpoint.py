@@ -1,7 +1,7 @@
-"""Checkpoints of a run on any number of ranks, by `torch.distributed.checkpoint`: whole or not there.
+"""Atomic checkpoints of a run on any number of ranks, based on `torch.distributed.checkpoint`.
 
-A folder holds `checkpoint.json` and, in a folder beside it, a safetensors file of each rank. The JSON names the files
-and their CRC-32, and is put in place last, in one stroke: until then the checkpoint is the one before.
+A checkpoint folder holds `checkpoint.json` and a subfolder with one safetensors file per rank. The JSON lists the files
+and their CRC-32. It is replaced last, atomically; until then, the previous checkpoint stays valid.
 """
 
 import dataclasses
@@ -29,32 +29,33 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 NAME, FORMAT, VALUE = "checkpoint.json", "xbm checkpoint 1", "a value"
-SHARDS = re.compile(r"shards-[0-9a-f]{32}")  # the folders beside it
+SHARDS = re.compile(r"shards-[0-9a-f]{32}")  # names of the subfolders
 
 T = TypeVar("T")
-Places = dict[str, tuple[Any, Any]]  # name -> a dict or list, and a key of it
+Places = dict[str, tuple[Any, Any]]  # name -> (container, key): a dict or list, and a key of it
 
 
 def save(folder: str | os.PathLike[str], state: dict[str, Any]) -> None:
-    """Write a checkpoint in place of the one that is there; every rank calls it, or the only process.
+    """Write a checkpoint, atomically replacing an existing one. All ranks must call this function.
 
-    A kill at any moment leaves the checkpoint of before, or this one. All ranks must see one file system.
+    If the run is killed during the call, the folder holds either the previous or the new checkpoint. All ranks must
+    share a file system. A single process may call it without a process group.
 
     Parameters
     ----------
     folder : path
-        Made if it is not there. `checkpoint.json` and `shards-...` there are replaced, all else stays.
+        Created if it does not exist. Existing `checkpoint.json` and `shards-...` are replaced; other files are kept.
     state : dict
-        Dicts and lists, nested, of dense tensors, DTensors, and what JSON holds: None, bool, int, float, str and lists
-        of them. Of a DTensor each rank writes its part; of all else rank 0's is written, others' only under names that
-        rank 0 has not.
+        Nested dicts and lists of dense tensors, DTensors and JSON values (None, bool, int, float, str and lists of
+        them). Each rank writes its part of a DTensor. For all other entries, the value of the lowest rank that has the
+        entry is written.
 
     Raises
     ------
     TypeError, ValueError
-        If the state holds anything else, or ranks differ in the shape or dtype of a tensor; nothing was written.
+        If the state holds anything else, or the ranks' tensors differ in shape or dtype. Nothing is written.
     RuntimeError
-        If a rank could not write; the checkpoint of before is still there.
+        If a rank cannot write its file. The previous checkpoint is kept.
 
     Examples
     --------
@@ -84,25 +85,27 @@ def save(folder: str | os.PathLike[str], state: dict[str, Any]) -> None:
 
 
 def load(folder: str | os.PathLike[str], state: dict[str, Any]) -> None:
-    """Read a checkpoint into a state, of any number of ranks; every rank calls it, or the only process.
+    """Load a checkpoint, written by any number of ranks, into a state. All ranks must call this function.
 
-    Tensors are filled in place, values are put in the place of the state's. Reading runs no code. Entries of the
-    checkpoint that the state does not name are left out; within an entry all names, shapes and dtypes must be the same.
+    Tensors are filled in place; other values are replaced. Reading executes no code. Top-level entries of the
+    checkpoint that are not in the state are ignored; within an entry, all names, shapes and dtypes must match.
 
     Parameters
     ----------
     folder : path
     state : dict
-        As for `save`. A DTensor takes its part of a tensor, whether that was one or not; a tensor takes all of it.
+        As for `save`. A DTensor gets its part of the saved tensor, a plain tensor gets all of it, no matter how it was
+        saved.
 
     Raises
     ------
     FileNotFoundError
         If there is no checkpoint.
     TypeError, ValueError
-        If it is damaged, foreign, or does not fit the state; the state is as it was, on all ranks.
+        If the checkpoint is damaged, has another format, or does not match the state. The state is unchanged on all
+        ranks.
     RuntimeError
-        If it could not be read after all, as when a disk breaks just then: the state may hold a part of it.
+        If reading fails after these checks, for example because of a disk error. The state may be partially loaded.
     """
     folder = Path(folder)
     content = _gathered(_agreed(lambda: _content(folder)))[0]
@@ -116,14 +119,14 @@ def load(folder: str | os.PathLike[str], state: dict[str, Any]) -> None:
 
 
 class _Writer(HuggingFaceStorageWriter):
-    """Puts the JSON in place when every rank's file is on the disk."""
+    """Writer that replaces the JSON once the files of all ranks are on disk."""
 
     def __init__(self, folder: Path, shards: str, values: dict[str, Any]) -> None:
         super().__init__(str(folder / shards), save_distributed=True)
         self.folder, self.shards, self.values = folder, folder / shards, values
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write this rank's file, and say what it is called and its CRC-32."""
+        """Write this rank's file; return its name and CRC-32."""
         written = super().write_data(plan, planner).value()
         names = {one.storage_data.relative_path for one in written}
         sums = {name: _crc32(self.shards / name) for name in names}
@@ -132,7 +135,7 @@ class _Writer(HuggingFaceStorageWriter):
         return result
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Replace the checkpoint of before, on rank 0, once all ranks have written."""
+        """On rank 0, replace the previous checkpoint, after all ranks have written their files."""
         files = {name: crc for rank in results for one in rank for name, crc in one.storage_data.items()}
         content = {"format": FORMAT, "shards": self.shards.name, "files": files, "values": self.values}
         with (self.shards / NAME).open("w") as file:
@@ -149,35 +152,35 @@ class _Writer(HuggingFaceStorageWriter):
 
 
 class _Planner(DefaultSavePlanner):
-    """Hands over dense copies: safetensors takes no strides, and no two tensors of one storage."""
+    """Planner that saves dense copies: safetensors rejects strided tensors and tensors that share storage."""
 
     def transform_object(self, write_item: WriteItem, object: torch.Tensor) -> torch.Tensor:
-        """Return a copy of a tensor."""
+        """Return a contiguous copy of a tensor on the CPU."""
         return object.to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _parts(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Places]:
-    """Return the state's tensors by name, and where its values are."""
+    """Return the state's tensors by name, and the places of its other values."""
     tensors: dict[str, torch.Tensor] = {}
     places: Places = {}
     for name, container, key in _leaves(state):
         value = container[key]
         if name in tensors or name in places:
-            raise ValueError(f"two entries of the state are called {name!r}")
+            raise ValueError(f"names in the state must be unique, got {name!r} twice")
         if _is_plain(value):
             places[name] = container, key
         elif isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta:
             tensors[name] = value.detach()
         else:
             raise TypeError(
-                f"{name} must be a dense tensor with values, a DTensor, or what JSON holds (None, bool, int, float, "
+                f"{name} must be a dense tensor with values, a DTensor, or a JSON value (None, bool, int, float, "
                 f"str, lists of them), got {type(value).__name__} {value!r:.60}"
             )
     return tensors, places
 
 
 def _leaves(container: dict[Any, Any] | list[Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield the name of each leaf, what holds it, and under which key."""
+    """Yield (name, container, key) of each leaf."""
     for key, value in container.items() if isinstance(container, dict) else enumerate(container):
         if isinstance(value, dict) or (isinstance(value, list) and not _is_plain(value)):
             yield from _leaves(value, f"{prefix}{key}.")
@@ -192,7 +195,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _kinds(tensors: Mapping[str, torch.Tensor], values: Iterable[str]) -> dict[str, str]:
-    """Return what each name stands for, in words."""
+    """Return a description of each entry: shape and dtype, or `VALUE`."""
     return {name: _kind(one.shape, one.dtype) for name, one in tensors.items()} | dict.fromkeys(values, VALUE)
 
 
@@ -201,45 +204,45 @@ def _kind(shape: torch.Size, dtype: torch.dtype) -> str:
 
 
 def _refuse_differences(kinds: Iterable[dict[str, str]]) -> None:
-    """Refuse tensors of one name that differ between ranks."""
+    """Raise an error if entries with the same name differ between ranks."""
     known: dict[str, tuple[int, str]] = {}
     for rank, own in enumerate(kinds):
         for name, kind in own.items():
             first, other = known.setdefault(name, (rank, kind))
             if kind != other:
                 raise ValueError(
-                    f"{name} must be the same on all ranks, is {other} on rank {first} and {kind} on rank {rank}"
+                    f"{name} must be the same on all ranks, got {other} on rank {first} and {kind} on rank {rank}"
                 )
 
 
 def _content(folder: Path) -> dict[str, Any]:
-    """Return what the JSON says, once it is known to be whole."""
+    """Return the content of the JSON file, after verifying its checksum."""
     try:
         whole = json.loads((folder / NAME).read_bytes())
         content = whole["content"]
         sound = whole["crc32"] == _crc32_of(content) and content["format"] == FORMAT
     except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"there is no checkpoint at {folder}: it has no {NAME}") from None
+        raise FileNotFoundError(f"there is no checkpoint at {folder}: {NAME} not found") from None
     except (ValueError, KeyError, TypeError):
         sound = False
     if not sound:
-        raise ValueError(f"{folder / NAME} is damaged, or no {FORMAT!r}")
+        raise ValueError(f"{folder / NAME} is damaged, or its format is not {FORMAT!r}")
     return content
 
 
 def _refuse_damage(shards: Path, files: dict[str, int]) -> None:
-    """Refuse files that are not those which were written; each rank reads its share."""
+    """Raise an error if files are missing, added or changed; each rank verifies a part of them."""
     present = {path.name for path in shards.glob("*.safetensors")}
     if present != set(files):
-        raise ValueError(f"{shards} must hold {sorted(files)}, holds {sorted(present)}")
+        raise ValueError(f"{shards} must hold the files {sorted(files)}, got {sorted(present)}")
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     for name in sorted(files)[rank::size]:
         if _crc32(shards / name) != files[name]:
-            raise ValueError(f"{shards / name} is damaged: its bytes are not those that were written")
+            raise ValueError(f"{shards / name} is damaged: its CRC-32 differs from the one in {NAME}")
 
 
 def _fitting(state: dict[str, Any], shards: Path, values: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Places]:
-    """Return the state's parts, if the checkpoint fits it."""
+    """Return the state's tensors and places; raise an error if the checkpoint does not match them."""
     tensors, places = _parts(state)
     saved = HuggingFaceStorageReader(str(shards)).read_metadata().state_dict_metadata
     there = dict.fromkeys(values, VALUE)
@@ -248,18 +251,18 @@ def _fitting(state: dict[str, Any], shards: Path, values: dict[str, Any]) -> tup
     entries = tuple(f"{key}." for key in state)
     asked = here | {name: "missing" for name in there if name not in here and f"{name}.".startswith(entries)}
     problems = [
-        f"{name} is {there.get(name, 'missing')} there, {kind} here"
+        f"{name} is {there.get(name, 'missing')} in the checkpoint, {kind} in the state"
         for name, kind in asked.items()
         if there.get(name) != kind
     ]
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(f"{shards.parent} does not fit the state: {'; '.join(problems[:3])}{more}")
+        raise ValueError(f"{shards.parent} does not match the state: {'; '.join(problems[:3])}{more}")
     return tensors, places
 
 
 def _agreed(function: Callable[[], T]) -> T:
-    """Return what a function returns here; if it raises on any rank, all raise."""
+    """Return the result of a function; if it raises on any rank, raise on all ranks."""
     result, own = None, None
     try:
         result = function()
@@ -283,9 +286,9 @@ def _gathered(value: T) -> list[T]:
 
 @contextmanager
 def _told(what: str) -> Iterator[None]:
-    """Say in a sentence what went wrong on which rank."""
+    """Convert a CheckpointException into a RuntimeError that names the failing rank and its error."""
     with warnings.catch_warnings():
-        # One process is no mistake.
+        # A single process is supported.
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         try:
             yield
@@ -295,8 +298,8 @@ def _told(what: str) -> Iterator[None]:
 
 
 def _flush(folder: Path) -> None:
-    """Have a folder's names written to the disk."""
-    if os.name != "nt":  # which opens no folders
+    """Flush a folder's entries to disk."""
+    if os.name != "nt":  # Windows cannot open folders
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The ranks of a torch.distributed process group, as the core's step meets them."""
+"""The ranks of a torch.distributed process group, as the core's step uses them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,31 +12,31 @@ from xbm.ranks import Ranks, Spread
 if TYPE_CHECKING:
     from xbm.batch import Batch
 
-TOLD = 400  # characters of a refusal that the other ranks are told
+MESSAGE = 400  # characters of an error that are sent to the other ranks
 PARTS = {"labels": "anchors", "stored_labels": "rows", "ids": "anchors", "enqueue": "rows", "float64": "either"}
-"""What all ranks give that bring any of these, or none of them."""
+"""Fields that all non-empty ranks must pass, or none, by the count that says whether a rank is empty."""
 
 
 def is_initialized() -> bool:
-    """Tell whether there is a process group."""
+    """Return whether there is a process group."""
     return dist.is_available() and dist.is_initialized()
 
 
 class Together:
-    """The ranks that a memory is shared by, or spread over.
+    """The ranks that share a memory, replicated or sharded.
 
     Parameters
     ----------
     group : ProcessGroup or None
-        All ranks if None.
+        The group; None for all ranks.
     device : torch.device
-        Where arrays are exchanged.
+        Device of the exchanged arrays.
     sharded : bool
         Whether each rank holds a part of the memory.
     facts : dict of str to int or () integer tensor
-        What must be the same on all ranks, by the name that an error gives it.
+        Numbers that must be equal on all ranks, by their names in an error.
     broadcast : (1,) bool tensor
-        Whether this rank's buffers were replaced by those of another.
+        Whether another rank's buffers have replaced this rank's.
     """
 
     def __init__(
@@ -52,24 +52,24 @@ class Together:
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     def meet(self, read: Callable[[], "Batch"]) -> tuple["Batch", Ranks]:
-        """Return this rank's batch and the ranks of the call; raise on all ranks if one refuses, or they disagree."""
-        batch, refusal = None, None
+        """Return this rank's batch and the ranks of the call; raise on all ranks if `read` raises or ranks disagree."""
+        batch, failure = None, None
         try:
             batch = read()
-        except Exception as error:  # told to the others, then raised
-            refusal = error
+        except Exception as error:  # sent to the other ranks, then raised
+            failure = error
         table = self._table(
-            {"refused": refusal is not None, **_of_batch(batch), **self.facts, "broadcast": self.broadcast}
+            {"failed": failure is not None, **_of_batch(batch), **self.facts, "broadcast": self.broadcast}
         )
-        if batch is None or any(table["refused"]):
-            self._refuse(refusal, table["refused"])
+        if batch is None or any(table["failed"]):
+            self._raise(failure, table["failed"])
         self._compare(table)
         batch = self._alike(batch, table)
         queries, keys, each = (ProcessSpread(self, n) for n in (table["anchors"], table["rows"], [1] * self.size))
         return batch, Ranks(queries, keys, each, self.rank, self.size, self.sharded, float(self.size))
 
     def share(self, number: int) -> list[int]:
-        """Return the number that each rank gives."""
+        """Return the numbers of all ranks, in rank order."""
         return self._table({"number": number})["number"]
 
     def all_gather(self, x: torch.Tensor, what: str) -> torch.Tensor:
@@ -80,7 +80,7 @@ class Together:
         return torch.stack(found)
 
     def all_to_all(self, x: torch.Tensor, sizes: list[int], what: str) -> torch.Tensor:
-        """Return (ranks, n, ...), what each rank has for this one, from what it has for all, (N, ...)."""
+        """Return (ranks, n, ...), each rank's values for this rank, from this rank's values for all, (N, ...)."""
         n = sizes[self.rank]
         found = x.new_empty((self.size * n, *x.shape[1:]))
         with self._naming(what):
@@ -88,27 +88,27 @@ class Together:
         return found.view(self.size, n, *x.shape[1:])
 
     def _table(self, numbers: Mapping[str, int | torch.Tensor]) -> dict[str, list[int]]:
-        """Return each rank's integers by their names. The only place where a device waits."""
+        """Return the integers of all ranks by name. This is the only place that synchronises the device."""
         on_host = {name: one for name, one in numbers.items() if not isinstance(one, torch.Tensor)}
         there = {name: one for name, one in numbers.items() if isinstance(one, torch.Tensor)}
         mine = [torch.tensor([*on_host.values()], dtype=torch.int64).to(self.device)]
         mine += [one.to(self.device, torch.int64).reshape(1) for one in there.values()]
-        found = self.all_gather(torch.cat(mine), "tell each other what they bring").T.tolist()
+        found = self.all_gather(torch.cat(mine), "compare their batches").T.tolist()
         return dict(zip([*on_host, *there], found, strict=True))
 
-    def _refuse(self, own: Exception | None, refused: list[int]) -> NoReturn:
-        """Raise this rank's refusal, or an error that tells of the first rank's."""
+    def _raise(self, own: Exception | None, failed: list[int]) -> NoReturn:
+        """Raise this rank's error, or one that quotes the first failed rank's."""
         text = "" if own is None else f"{type(own).__name__}: {own}"
-        letters = bytearray(text.encode()[:TOLD].ljust(TOLD, b"\0"))
-        told = self.all_gather(torch.frombuffer(letters, dtype=torch.uint8).to(self.device), "tell what they refuse")
+        letters = bytearray(text.encode()[:MESSAGE].ljust(MESSAGE, b"\0"))
+        texts = self.all_gather(torch.frombuffer(letters, dtype=torch.uint8).to(self.device), "share their errors")
         if own is not None:
             raise own
-        first = refused.index(1)
-        text = bytes(told[first].tolist()).rstrip(b"\0").decode(errors="replace")
-        raise RuntimeError(f"rank {first} refused its batch, so nothing was stored on any rank. {text}")
+        first = failed.index(1)
+        text = bytes(texts[first].tolist()).rstrip(b"\0").decode(errors="replace")
+        raise RuntimeError(f"rank {first} raised an error for its batch, so no rank stored anything. {text}")
 
     def _compare(self, table: dict[str, list[int]]) -> None:
-        """Refuse memories that differ."""
+        """Raise if the memories of the ranks differ."""
         for name in self.facts:
             if len(set(table[name])) > 1:
                 raise ValueError(
@@ -117,12 +117,12 @@ class Together:
                 )
         if any(table["broadcast"]):
             raise RuntimeError(
-                "the memory's buffers were broadcast: DistributedDataParallel does that at every step with a module "
-                "that it wraps. Keep XBM outside of it, or put its buffers on DDP's list of what to ignore"
+                "the memory's buffers were broadcast: DistributedDataParallel does so at every step for a module that "
+                "it wraps. Keep XBM outside of DDP, or put its buffers on DDP's list of buffers to ignore"
             )
 
     def _alike(self, batch: "Batch", table: dict[str, list[int]]) -> "Batch":
-        """Return the batch with what all ranks give: one that brings no rows gives what the others give."""
+        """Return the batch with the fields that all ranks pass: an empty rank gets the fields of the others."""
         if len(set(table["keys"])) > 1:
             raise ValueError(f"keys must come from all {self.size} ranks or none, got {table['keys']} in rank order")
         for name, of in PARTS.items():
@@ -135,7 +135,7 @@ class Together:
         return batch
 
     def _with(self, batch: "Batch", name: str, given: bool) -> "Batch":
-        """Return a batch that brings no rows with or without one of its parts."""
+        """Return an empty batch with or without one of its fields."""
         if name == "float64":
             wide = torch.float64 if given else torch.float32
             return batch._replace(z=batch.z.to(wide), stored=batch.stored.to(wide))
@@ -145,18 +145,18 @@ class Together:
 
     @contextmanager
     def _naming(self, what: str) -> Iterator[None]:
-        """Say of an error in a collective which it was."""
+        """Add the name of the exchange to an error in a collective."""
         try:
             yield
         except RuntimeError as error:  # also of backends, and timeouts
             raise RuntimeError(
                 f"XBM's {self.size} ranks could not {what} (this is rank {self.rank}): one of them has raised an "
-                f"error, died, hangs, or does not call XBM as often as the others. {error}"
+                f"error, has died, hangs, or calls XBM less often than the others. {error}"
             ) from error
 
 
 def _of_batch(batch: "Batch | None") -> dict[str, int | torch.Tensor]:
-    """Return what a rank tells of its batch: how many rows, and what was given with them."""
+    """Return the header of a rank's batch: its numbers of rows, and the fields it has."""
     if batch is None:
         return dict.fromkeys(("anchors", "rows", "either", "keys", *PARTS), 0)
     given = {name: getattr(batch, name, None) is not None for name in ("keys", *PARTS)}
@@ -165,7 +165,7 @@ def _of_batch(batch: "Batch | None") -> dict[str, int | torch.Tensor]:
 
 
 class ProcessSpread(Spread):
-    """Rows of which each rank has some."""
+    """Rows that are spread over the ranks of a process group."""
 
     def __init__(self, ranks: Together, sizes: list[int]) -> None:
         self.ranks, self.sizes = ranks, sizes
@@ -185,5 +185,5 @@ class ProcessSpread(Spread):
         return x[self.mine]
 
     def exchange(self, x: torch.Tensor) -> torch.Tensor:
-        """Return (ranks, n, ...), what each rank says of this rank's rows."""
-        return self.ranks.all_to_all(x, self.sizes, "exchange what they found")
+        """Return (ranks, n, ...), each rank's values for this rank's rows."""
+        return self.ranks.all_to_all(x, self.sizes, "exchange their results")

@@ -1,4 +1,4 @@
-"""A small data set of one's own, and the command that is run on it."""
+"""A small user data set, and fixtures that run the command line."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ CLASSES, EACH, SIDE = 12, 6, 12
 
 @pytest.fixture(scope="session")
 def arrays():
-    """Return what an .npz holds: noisy pictures of twelve patterns in four groups, in no order."""
+    """Return the arrays of an .npz: noisy pictures of twelve patterns in four groups, shuffled."""
     rng = np.random.default_rng(0)
     labels = rng.permutation(np.repeat(np.arange(CLASSES), EACH))
     patterns = rng.integers(80, size=(CLASSES, SIDE, SIDE))
@@ -21,7 +21,7 @@ def arrays():
 
 @pytest.fixture(scope="session")
 def data(arrays, tmp_path_factory):
-    """Return the path of such an .npz."""
+    """Return the path of an .npz with these arrays."""
     path = tmp_path_factory.mktemp("data") / "own.npz"
     np.savez(path, **arrays)
     return path
@@ -29,7 +29,7 @@ def data(arrays, tmp_path_factory):
 
 @pytest.fixture
 def xbm_command():
-    """Return what runs the command line in this process: arguments to click's result."""
+    """Return a function that runs the command line in this process and returns click's result."""
 
     def run(*arguments):
         result = CliRunner().invoke(main, [str(one) for one in arguments])
@@ -41,7 +41,7 @@ def xbm_command():
 
 @pytest.fixture
 def refused(xbm_command):
-    """Return what runs the command line, and checks that it is refused with one sentence; the sentence."""
+    """Return a function that runs the command line, checks that it exits with a user error, and returns the message."""
 
     def run(*arguments):
         result = xbm_command(*arguments)

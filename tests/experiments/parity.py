@@ -1,4 +1,4 @@
-"""One small training with PyTorch and with another framework, from the same weights: what either of them says."""
+"""Helpers to compare a small training with PyTorch and with another framework, from the same weights."""
 
 import subprocess
 import sys
@@ -14,14 +14,14 @@ PLAN = Plan(steps=6, warmup=2, capacity=10, classes=3, instances=2, dim=8, shift
 
 
 def pair(data, framework, **options):
-    """Return a PyTorch training and one of a framework, of the same plan on the same pictures."""
+    """Return a PyTorch training and a training with `framework`, of the same plan on the same pictures."""
     plan, pictures = replace(PLAN, **options), load(data)
     parts = pictures.of(pictures.names[:8]), pictures.of(pictures.names[8:])
     return Training(plan, *parts), Training(plan, *parts, framework)
 
 
 def losses(training, until=None):
-    """Return the loss of each step of a training, and what it knows at its end."""
+    """Run a training, at most until step `until`, and return the loss of each step."""
     found, fit = [], training.engine.fit
     training.engine.fit = lambda batches, after: fit(batches, lambda loss: found.append(loss) or after(loss))
     training.run(lambda step: step == until)
@@ -30,7 +30,7 @@ def losses(training, until=None):
 
 
 def channels_last(encoder):
-    """Yield the weights of each layer of PyTorch's "conv" as NumPy arrays, as a network of (n, H, W, C) has them."""
+    """Yield the weights of each layer of PyTorch's "conv" network as NumPy arrays, in channels-last layout."""
     height, width = 0, 0
 
     def note(layer, given):
@@ -54,7 +54,7 @@ def channels_last(encoder):
 
 
 def demo_without(package, framework, out):
-    """Run a short demo in a new process in which a package is not to be found."""
+    """Run a short demo in a new process in which a package cannot be imported."""
     program = """
 import sys
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes out, and what is none is refused with a sentence."""
+"""Checkpoints: writing and reading round-trips, and invalid files raise an error that names the problem."""
 
 import json
 import math
@@ -92,15 +92,15 @@ def missing(path):
 
 
 DAMAGES = [
-    (foreign, "is no checkpoint of xbm: its metadata do not say 'xbm checkpoint'"),
-    (foreign_with_metadata, "is no checkpoint of xbm: its metadata do not say 'xbm checkpoint'"),
-    (of_another_version, "is a checkpoint of version 2, this xbm reads version 1"),
-    (without_values, "is no checkpoint of xbm, or is damaged"),
-    (cut_short, "is no checkpoint of xbm, or is damaged"),
-    (cut_in_the_header, "is no checkpoint of xbm, or is damaged"),
-    (emptied, "is no checkpoint of xbm, or is damaged"),
-    (pickled, "is no checkpoint of xbm, or is damaged"),
-    (missing, "there is no checkpoint at"),
+    (foreign, "is not an xbm checkpoint: its metadata must have format 'xbm checkpoint', got None"),
+    (foreign_with_metadata, "is not an xbm checkpoint: its metadata must have format 'xbm checkpoint', got 'pt'"),
+    (of_another_version, "has checkpoint version 2, expected 1"),
+    (without_values, "is not an xbm checkpoint, or is damaged"),
+    (cut_short, "is not an xbm checkpoint, or is damaged"),
+    (cut_in_the_header, "is not an xbm checkpoint, or is damaged"),
+    (emptied, "is not an xbm checkpoint, or is damaged"),
+    (pickled, "is not an xbm checkpoint, or is damaged"),
+    (missing, "no checkpoint found at"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The demo: what the command prints, writes and refuses, and that its two runs differ by the memory alone."""
+"""The demo: its output, its files, its errors, and that its runs differ only in the memory."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    """Keep the user's cache folder out of it."""
+    """Keep the user's cache folder untouched."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HOME", str(tmp_path))
 
@@ -30,7 +30,7 @@ def own_cache(tmp_path, monkeypatch):
 def test_quick_demo_ends_with_a_table_and_a_report(tmp_path):
     result = CliRunner().invoke(main, ["demo", "--quick", "--steps", "20", "--out", str(tmp_path / "a" / "b")])
     assert result.exit_code == 0, result.output
-    for column in ("R@1", "MAP@R", "seconds", "memory MB", "in-batch only", "moving memory", "last against first"):
+    for column in ("R@1", "MAP@R", "seconds", "memory MB", "in-batch only", "compensated memory", "last minus first"):
         assert column in result.output
     assert f"torch {torch.__version__}" in result.output
     for figure in ("loss", "fill", "pairs", "drift"):
@@ -44,13 +44,13 @@ def test_quick_demo_ends_with_a_table_and_a_report(tmp_path):
 def test_the_runs_differ_by_the_memory_alone(data):
     plan = Plan(steps=20, warmup=10, capacity=64, evaluate_every=10)
     without, with_memory, moving = (one_run(each, *data) for each in plans(plan))
-    assert without.figures["batch_loss"][0] == with_memory.figures["batch_loss"][0]  # at step 10, the last without it
+    assert without.figures["batch_loss"][0] == with_memory.figures["batch_loss"][0]  # the last warm-up step
     assert without.figures["batch_loss"][1] != with_memory.figures["batch_loss"][1]
     assert with_memory.figures["memory_loss"][0] == 0 < with_memory.figures["memory_loss"][1]
     assert without.recall[:2] == with_memory.recall[:2]
     assert without.memory_megabytes == 0 < with_memory.memory_megabytes
     assert with_memory.figures["fill"] == [1.0, 1.0]
-    assert moving.figures["batch_loss"][0] == with_memory.figures["batch_loss"][0]  # the memory is not on yet
+    assert moving.figures["batch_loss"][0] == with_memory.figures["batch_loss"][0]  # still in the warm-up
     assert moving.figures["memory_loss"][1] != with_memory.figures["memory_loss"][1]
     assert np.isnan(with_memory.figures["drift_after"]).all()
     assert (np.asarray(moving.figures["drift_after"]) <= moving.figures["drift_before"]).all()
@@ -80,7 +80,7 @@ def test_the_warmup_is_a_quarter_of_the_steps_at_most(options, steps, warmup):
         (["--seed", "-1"], "-1 is not in the range 0<=x<=4294967295"),
         (["--steps", "many"], "'many' is not a valid integer"),
         (["--out", "taken"], "is a file"),
-        (["--out", "taken/below"], "cannot write into taken/below: Not a directory"),
+        (["--out", "taken/below"], "cannot write to taken/below: Not a directory"),
         (["--capacity", "8"], "No such option"),
         (["--framework", "mxnet"], "'mxnet' is not one of 'torch', 'keras', 'jax'"),
     ],

@@ -58,7 +58,7 @@ def test_other_data_are_measured_whole(xbm_command, refused, out, arrays, tmp_pa
     other = tmp_path / "other.npz"
     np.savez(other, images=arrays["images"][::-1], labels=arrays["labels"])
     assert row(xbm_command("eval", out, "--data", other))[:2] == ["12", "72"]
-    assert "holds other pictures than the run, so it has no test classes" in refused(
+    assert "does not hold the run's pictures, so it has no test classes" in refused(
         "eval", out, "--data", other, "--classes", "test"
     )
 
@@ -67,33 +67,34 @@ def test_pictures_of_another_shape_are_refused(xbm_command, refused, out, arrays
     other = tmp_path / "other.npz"
     np.savez(other, images=arrays["images"].repeat(2, axis=2), labels=arrays["labels"])
     sentence = (
-        "the run's pictures are 12 x 12 in 1 channels, those in {} are 24 x 12 in 1 channels: --size resizes them"
+        "expected pictures of 12 x 12 pixels, 1 channels, as in the run, got 24 x 12 pixels, 1 channels in {}: "
+        "resize them with --size"
     )
     assert sentence.format(other) in refused("eval", out, "--data", other)
     assert row(xbm_command("eval", out, "--data", other, "--size", "12"))[:2] == ["12", "72"]
 
 
 def test_what_is_no_run_is_refused(refused, out, data, tmp_path):
-    assert "there is no checkpoint at" in refused("eval", tmp_path, "--data", data)
-    assert "is no checkpoint of xbm" in refused("eval", data, "--data", data)
+    assert "no checkpoint found at" in refused("eval", tmp_path, "--data", data)
+    assert "is not an xbm checkpoint" in refused("eval", data, "--data", data)
     assert "does not exist" in refused("eval", tmp_path / "nothing", "--data", data)
     assert "does not exist" in refused("eval", out, "--data", tmp_path / "nothing")
-    assert "there is no device 'cuda:99' here" in refused("eval", out, "--data", data, "--device", "cuda:99")
+    assert "device 'cuda:99' is not available" in refused("eval", out, "--data", data, "--device", "cuda:99")
     assert "0 is not in the range x>=1" in refused("eval", out, "--data", data, "--k", "0")
     for name in "ab":
         (tmp_path / name).mkdir()
         for i in range(2):
             Image.new("RGB", (12, 12), (9, 5, 2)).save(tmp_path / name / f"{i}.png")
-    assert "those in" in refused("eval", out, "--data", tmp_path)
+    assert "got 12 x 12 pixels, 3 channels in" in refused("eval", out, "--data", tmp_path)
 
 
 @pytest.mark.parametrize("change", [{"config": {}}, {"data": {}}, {"step": None}, {"config": {"network": "nope"}}])
 def test_a_checkpoint_whose_values_were_changed_is_refused(refused, out, data, tmp_path, change):
     tensors, values = checkpoint.read(out / checkpoint.NAME)
     checkpoint.write(tmp_path / "changed", tensors, values | change)
-    assert "is damaged, or was changed" in refused("eval", tmp_path / "changed", "--data", data)
+    assert "is damaged or was modified" in refused("eval", tmp_path / "changed", "--data", data)
     checkpoint.write(tmp_path / "changed", {"encoder.weight": next(iter(tensors.values()))}, values)
-    assert "is damaged, or was changed" in refused("eval", tmp_path / "changed", "--data", data)
+    assert "is damaged or was modified" in refused("eval", tmp_path / "changed", "--data", data)
 
 
 def test_the_runs_files_are_left_as_they_are(xbm_command, out, data):

@@ -1,4 +1,4 @@
-"""The demo's data: what it holds, and a cache that bad files, bad folders and company do not upset."""
+"""The demo's data: its contents, and a cache that handles damaged files, unusable folders and concurrent processes."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ def quick(folder):
 
 
 def cache_file(folder):
-    """Return the one cache file of a folder."""
+    """Return the only cache file of a folder."""
     (file,) = Path(folder).glob("*.npz")
     return file
 
@@ -76,7 +76,7 @@ def test_distortions_turn_move_and_scale_the_ink():
     assert abs(lean.mean()) < 2
     assert 20 < np.abs(lean).max() < 28  # 15 degrees of rotation and 11 of shear
     assert middle.std(axis=0).min() > 0.5
-    assert np.abs(middle).max() < 3  # 2 pixels, and what noise adds
+    assert np.abs(middle).max() < 3  # 2 pixels, and a margin for noise
     assert area.std() / area.mean() > 0.05
 
 
@@ -89,7 +89,7 @@ def test_rendering_again_gives_what_the_cache_holds(quick, folder):
 
 def test_quick_is_part_of_the_whole(quick, tmp_path):
     glyphs.load(quick=True, cache=tmp_path)
-    whole = glyphs.load(cache=tmp_path)  # the one slow test: it renders everything
+    whole = glyphs.load(cache=tmp_path)  # the only slow test: it renders everything
     assert 1700 < len(whole.characters) < 1900
     assert np.bincount(whole.labels).min() >= 12
     old = np.array([whole.characters.index(character) for character in quick.characters])
@@ -101,7 +101,7 @@ def test_quick_is_part_of_the_whole(quick, tmp_path):
 def test_a_cache_that_is_there_needs_no_lock(quick, folder, tmp_path):
     file = tmp_path / cache_file(folder).name
     file.write_bytes(cache_file(folder).read_bytes())
-    Path(f"{file}.lock").mkdir()  # no lock can be had, as in a folder that is read-only
+    Path(f"{file}.lock").mkdir()  # the lock cannot be acquired, as in a read-only folder
     with warnings.catch_warnings(action="error"):
         assert_same(glyphs.load(quick=True, cache=tmp_path), quick)
 
@@ -112,7 +112,7 @@ def test_lookalikes_are_one_class(quick):
 
 
 def test_lookalikes_are_joined_through_a_third():
-    # Z with an acute is like Z with a dot in Sans and with a caron in Serif; those two are alike in neither.
+    # Z with acute looks like Z with dot in Sans and like Z with caron in Serif; dot and caron look alike in neither.
     acute, dot, caron = "\u0179\u017b\u017d"
     assert glyphs.lookalikes([dot, caron]).tolist() == [0, 1]
     assert glyphs.lookalikes([dot, caron, acute]).tolist() == [0, 0, 0]
@@ -192,22 +192,22 @@ def test_two_processes_at_once_make_one_file(quick, tmp_path):
         run.stdin.flush()
     digests, drawn = zip(*(run.communicate(timeout=120)[0].split() for run in runs), strict=True)
     assert set(digests) == {hashlib.sha256(quick.images).hexdigest()}
-    assert sorted(drawn) == ["0", "1"]  # one renders, the other waits for it
+    assert sorted(drawn) == ["0", "1"]  # one process renders, the other waits for it
     with warnings.catch_warnings(action="error"):
         assert_same(glyphs.load(quick=True, cache=tmp_path), quick)
-    assert {path.suffix for path in tmp_path.iterdir()} <= {".npz", ".lock"}  # nothing half-written
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".npz", ".lock"}  # no partial files
 
 
 def test_a_folder_that_cannot_be_made_is_warned_of(quick, tmp_path):
     (tmp_path / "taken").write_text("a file, so there can be no folder below it")
-    with pytest.warns(UserWarning, match=r"cannot be kept in .*taken") as caught:
+    with pytest.warns(UserWarning, match=r"Cannot cache the glyphs in .*taken") as caught:
         assert_same(glyphs.load(quick=True, cache=tmp_path / "taken" / "xbm"), quick)
     assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_a_file_that_cannot_be_put_in_place_leaves_nothing_behind(quick, folder, tmp_path):
     (tmp_path / cache_file(folder).name).mkdir()
-    with pytest.warns(UserWarning, match="cannot be kept"):
+    with pytest.warns(UserWarning, match="Cannot cache the glyphs"):
         assert_same(glyphs.load(quick=True, cache=tmp_path), quick)
     assert not list(tmp_path.glob("*.tmp"))
 
@@ -215,7 +215,7 @@ def test_a_file_that_cannot_be_put_in_place_leaves_nothing_behind(quick, folder,
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes everywhere")
 def test_a_read_only_folder_is_warned_of(quick, tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.warns(UserWarning, match="cannot be kept"):
+    with pytest.warns(UserWarning, match="Cannot cache the glyphs"):
         assert_same(glyphs.load(quick=True, cache=tmp_path), quick)
 
 

@@ -1,4 +1,4 @@
-"""JAX in the demo: PyTorch's numbers from PyTorch's weights, one compilation, and no PyTorch needed."""
+"""The demo's JAX engine: PyTorch's losses from PyTorch's initial weights, one compilation, and no import of PyTorch."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from xbm.experiments.errors import DivergenceError
 
 
 def take(engine, weights):
-    """Give an engine's network the weights of each layer."""
+    """Set the weights of each layer of an engine's network."""
     _, _, *rest = engine.carry
     network = nnx.merge(engine.definition, *engine.carry[:2], copy=True)
     layers = [layer for layer in network.layers if isinstance(layer, nnx.Module)]
@@ -44,7 +44,7 @@ def test_left_and_taken_up_again(data):
 def test_the_outcome_after_one_compilation(data):
     _, training = pair(data, "jax", steps=10)
     training.run()
-    assert training.engine._step._cache_size() <= 1  # 0 after thousands of other compilations
+    assert training.engine._step._cache_size() <= 1  # may be 0: JAX's cache is bounded
     assert training.now["fill"] == 1
     run, found = training.outcome(training.watched, k=(1, 3))
     assert run.recall[-1] == run.recall_at_1 == found.recall[1] <= found.recall[3]

@@ -1,4 +1,4 @@
-"""Keras in the demo, on the backend there is: PyTorch's numbers from PyTorch's weights, through `model.fit`."""
+"""The demo's Keras engine, on the current backend: PyTorch's losses from PyTorch's initial weights in `model.fit`."""
 
 import keras
 import numpy as np
@@ -12,14 +12,14 @@ from xbm.experiments.training import cosine
 
 BACKEND = keras.backend.backend()
 
-# Keras' own, of its variables and PyTorch tensors under NumPy 2.
+# A warning of Keras itself, about its variables and PyTorch tensors under NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 
 def take(engine, weights):
-    """Give an engine's network the weights of each layer."""
+    """Set the weights of each layer of an engine's network."""
     for layer, new in zip((layer for layer in engine.model.layers if layer.weights), weights, strict=True):
-        layer.set_weights(new + layer.get_weights()[len(new) :])  # with batch norm's statistics
+        layer.set_weights(new + layer.get_weights()[len(new) :])  # keep batch norm's statistics
 
 
 @pytest.mark.parametrize("options", [{}, {"weight": 0.0}, {"loss": "supcon", "weight": 0.5}], ids=repr)

@@ -1,4 +1,4 @@
-"""The encoders: they take pictures of any size, and what the command line offers."""
+"""The encoders: they accept pictures of any size, and the command line offers all of them."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A short run on Omniglot, split by alphabet: real pictures, and a checkpoint with a full memory in it."""
+"""A short run on Omniglot, split by alphabet: real pictures, and a checkpoint with a full memory."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The user's own pictures: what is read, what is passed over, and what is refused."""
+"""The user's own pictures: which files are read, which are ignored, and which raise an error."""
 
 import re
 
@@ -63,7 +63,7 @@ def test_transparent_pictures_are_laid_on_white(folder):
 
 def test_a_camera_s_rotation_is_heeded(folder):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # EXIF orientation: rotated by 90 degrees
     Image.fromarray(gradient(6, 4)).save(folder / "dog" / "1.png", exif=exif)
     np.testing.assert_array_equal(pictures.load(folder).images[3, 0], np.rot90(gradient(6, 4), -1))
 
@@ -119,7 +119,7 @@ def test_groups_of_classes(tmp_path):
     path = npz(tmp_path, **arrays)
     assert pictures.groups(path, "script", pictures.load(path)).tolist() == [1, 0, 1]
     arrays["script"][0] = 0
-    with pytest.raises(InputError, match="class '5' has pictures in two groups of script, 0 and 1"):
+    with pytest.raises(InputError, match="one group of script, class '5' is in 0 and 1"):
         pictures.groups(npz(tmp_path, **arrays), "script", pictures.load(path))
 
 
@@ -127,7 +127,7 @@ def test_groups_need_an_array_of_their_own(tmp_path, folder):
     path = npz(tmp_path, images=gradient(4, 2, 2), labels=np.array([0, 0, 1, 1]), half=np.zeros(2, int))
     own = pictures.load(path)
     for name, sentence in (
-        ("script", "no array script: it holds images, labels, half"),
+        ("script", "no array script: its arrays are images, labels, half"),
         ("half", "must be 4 integers"),
     ):
         with pytest.raises(InputError, match=sentence):
@@ -172,10 +172,10 @@ def missing(file):
         (cut_short, r"dog/1\.png cannot be read as a picture: .*truncated"),
         (no_picture, r"dog/1\.png cannot be read as a picture: cannot identify image file it$"),
         (dangling, r"dog/1\.png cannot be read as a picture: .*No such file"),
-        (of_16_bits, r"dog/1\.png has more than 8 bits a channel \(mode I;16\)"),
-        (of_another_size, r"cat/0\.png is 6 x 4 and .*dog/1\.png is 7 x 4: give --size"),
-        (a_folder, r"dog holds a folder, 1\.png: a class folder holds pictures only"),
-        (missing, r"class 'dog' has 1 picture: each needs at least 2"),
+        (of_16_bits, r"dog/1\.png must have 8 bits per channel, got more \(Pillow mode I;16\)"),
+        (of_another_size, r"cat/0\.png is 6 x 4 and .*dog/1\.png is 7 x 4: resize them with --size"),
+        (a_folder, r"class folder .*dog contains a folder, 1\.png: expected picture files only"),
+        (missing, r"every class needs at least 2 pictures, class 'dog' has fewer \(1\)$"),
     ],
 )
 def test_a_bad_file_is_named(folder, damage, sentence):
@@ -193,10 +193,10 @@ def test_size_brings_pictures_of_any_size_together(folder, side):
 def test_folders_without_pictures(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         pictures.load(tmp_path / "nothing")
-    with pytest.raises(InputError, match="holds no folders: expected one for each class"):
+    with pytest.raises(InputError, match="contains no subfolders: expected one per class"):
         pictures.load(tmp_path)
     (tmp_path / "cat").mkdir()
-    with pytest.raises(InputError, match="holds no pictures in its 1 folders"):
+    with pytest.raises(InputError, match=r"no pictures found in the subfolders of .* \(1 subfolders\)"):
         pictures.load(tmp_path)
 
 
@@ -206,8 +206,8 @@ GOOD = {"images": gradient(4, 3, 3), "labels": np.array([0, 0, 1, 1])}
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"images": None}, "has no array images: it holds labels"),
-        ({"images": None, "labels": None}, "has no array images and no array labels: it holds none"),
+        ({"images": None}, "has no array images: its arrays are labels"),
+        ({"images": None, "labels": None}, "has no array images and no array labels: its arrays are none"),
         ({"images": np.array([None] * 4)}, "cannot be read as an .npz of plain arrays: Object arrays"),
         ({"labels": np.array([0, 0, 1, None])}, "cannot be read as an .npz of plain arrays: Object arrays"),
         ({"images": gradient(4, 3)}, r"images .* must be uint8 of shape .*, got uint8 of shape \(4, 3\)"),
@@ -215,13 +215,13 @@ GOOD = {"images": gradient(4, 3, 3), "labels": np.array([0, 0, 1, 1])}
         ({"images": gradient(4, 3, 3).astype(float)}, r"got float64 of shape \(4, 3, 3\)"),
         (
             {"images": gradient(0, 3, 3), "labels": np.array([], int)},
-            "holds no pictures: images has shape",
+            "contains no pictures: images has shape",
         ),
         ({"labels": np.array([0, 0, 1])}, r"must be 4 integers or strings, .*, got int64 of shape \(3,\)"),
         ({"labels": np.array([0.0, 0, 1, 1])}, "got float64"),
         (
             {"labels": np.array([0, 1, 2, 3])},
-            r"class '0' has 1 picture \(and 3 more such classes\): each",
+            r"class '0' has fewer \(1\), as do 3 other classes$",
         ),
     ],
 )

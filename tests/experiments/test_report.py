@@ -1,4 +1,4 @@
-"""The report is whole, loads nothing, and says what the runs did."""
+"""The report: it is valid, self-contained, and shows the results of the runs."""
 
 import base64
 import io
@@ -24,13 +24,13 @@ IMAGES = np.random.default_rng(0).integers(256, size=(40, 28, 28), dtype=np.uint
 LABELS = np.arange(40) // 8
 QUERIES = [3, 17, 38]
 FIGURES = ("batch_loss", "memory_loss", "fill", "pairs", "drift", "drift_age")
-PANELS = {"Fill of the memory", "Pairs in use", "Drift of rows that return", "Age of these rows, in steps"}
-VOID = {"meta"}  # elements without an end tag, of those that the page uses
+PANELS = {"Fill of the memory", "Pairs in use", "Drift of samples seen again", "Age of their rows, in steps"}
+VOID = {"meta"}  # elements of the page that have no end tag
 LOADING = {"src", "srcset", "href", "xlink:href", "data", "action", "poster", "background"}  # attributes
 
 
 def run(name, recall_at_1=0.5, *, memory=True, seed=0):
-    """Return a run of random readings; without a memory, its figures are 0 or NaN as in the library."""
+    """Return a run with random values; without a memory, the memory's figures are 0 or NaN as in the library."""
     rng = np.random.default_rng(seed)
     figures = {figure: 0.1 + rng.random(len(STEPS)) for figure in FIGURES}
     figures["memory_loss"][STEPS < WARMUP] = 0
@@ -54,7 +54,7 @@ def run(name, recall_at_1=0.5, *, memory=True, seed=0):
 
 
 def bare(*runs):
-    """Return the runs without what charts show: a page without charts is written at once."""
+    """Return the runs without the data of the charts, because a page without charts is fast to write."""
     return [replace(one, recall=[], figures={}) for one in runs]
 
 
@@ -62,14 +62,14 @@ PAIR = [run("in-batch only", 0.6918, memory=False), run("with memory", 0.7283, s
 
 
 def write(path, runs=PAIR, **changes):
-    """Write a report, by default one of two runs."""
+    """Write a report, by default with two runs."""
     given = {"images": IMAGES, "labels": LABELS, "queries": QUERIES, "settings": {"capacity": 8192}, "warmup": WARMUP}
     report.write(path, runs, **given | changes)
     return path
 
 
 class Page(HTMLParser):
-    """A page taken apart: its elements as (tag, attributes), its text outside of styles, its styles."""
+    """A parsed page: its elements as (tag, attributes), its text outside of styles, and its styles."""
 
     def __init__(self, path):
         super().__init__()
@@ -102,13 +102,13 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def page(tmp_path):
-    """Return what builds a page and takes it apart."""
+    """Return a function that writes a page and parses it."""
     return lambda *arguments, **changes: Page(write(tmp_path / "report.html", *arguments, **changes))
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Return the page of a run without and one with a memory."""
+    """Return the page of two runs, without and with a memory."""
     return Page(write(tmp_path_factory.mktemp("report") / "report.html"))
 
 
@@ -167,7 +167,7 @@ def test_numbers_and_names_of_every_run(page, count):
 def test_headline_tells_gain_from_loss(page, before, after, headline, lead):
     parsed = page(bare(run("a", before, memory=False), run("b", after)))
     assert parsed.text.count(headline) == 2  # the title and the heading
-    assert f"“b” puts an image of the query’s class first {lead} “a”" in parsed.text
+    assert f"“b” ranks an image of the query’s class first {lead} “a”" in parsed.text
 
 
 def test_headline_names_the_run_where_no_capacity_is_told(page):
@@ -222,7 +222,7 @@ def test_an_image_is_embedded_once_and_shown_in_its_places(whole):
 
 
 def panels(page):
-    """Return which of the memory's figures have a panel."""
+    """Return the titles of the memory's panels on a page."""
     return {title for title in PANELS if title in page.text}
 
 
@@ -238,7 +238,7 @@ def test_a_figure_without_readings_has_no_panel(page, drift):
 
 def test_a_section_without_charts_is_left_out(page):
     text = page(bare(*PAIR)).text
-    assert "Recall while training" not in text
+    assert "Recall during training" not in text
     assert "Loss terms" not in text
     assert "Inside the memory" not in text
 
@@ -251,7 +251,7 @@ def test_only_a_memory_has_memory_lines(whole):
 
 def test_the_step_where_the_memory_switches_on_is_marked(whole):
     assert whole.text.count("“memory on”, at step 40") == 1
-    assert whole.text.count("memory on") == 1 + 2 + 2 + len(PANELS)  # two charts come in two sizes
+    assert whole.text.count("memory on") == 1 + 2 + 2 + len(PANELS)  # two of the charts are drawn in two sizes
 
 
 @pytest.mark.parametrize(("one", "warmup"), [(PAIR[0], WARMUP), (PAIR[1], 0)])
@@ -272,7 +272,7 @@ def test_what_does_not_count_yet_is_a_gap():
     values = PAIR[1].figures["memory_loss"]
     (line,) = charts.readings(PAIR, "memory_loss")
     np.testing.assert_array_equal(line.values, np.where(STEPS < WARMUP, np.nan, values))
-    assert values[0] == 0  # the run is as it was
+    assert values[0] == 0  # the run itself is unchanged
 
 
 def test_gaps_stay_gaps_and_edges_are_not_pulled_to_zero():
@@ -340,14 +340,14 @@ def test_neighbours_of_other_images(tmp_path):
 
 
 def photographs(height, width):
-    """Return 40 pictures, each of a colour of its own in the middle and grey round it."""
+    """Return 40 pictures, each with its own colour in the middle and a grey border."""
     pictures = np.full((40, height, width, 3), 128, np.uint8)
     pictures[:, 2:-2, 2:-2] = np.random.default_rng(1).integers(256, size=(40, 1, 1, 3))
     return pictures
 
 
 def shown(page):
-    """Return the picture of all images as RGBA, and the places (column, row) of those shown, in order."""
+    """Return the sprite sheet as RGBA, and the positions (column, row) of the images shown, in order."""
     (uri,) = re.findall(r"data:image/\w+;base64,([\w+/=]+)", page.source)
     sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri))).convert("RGBA")).astype(int)
     styles = [given["style"] for _, given in page.elements if given.get("class") == "glyph"]
@@ -374,7 +374,7 @@ def test_photographs_are_shown_as_thumbnails_in_their_places(page, height, width
 
 
 def test_large_photographs_make_no_large_page(page):
-    images = np.random.default_rng(0).integers(256, size=(40, 200, 200, 3), dtype=np.uint8)  # noise: the worst there is
+    images = np.random.default_rng(0).integers(256, size=(40, 200, 200, 3), dtype=np.uint8)  # noise compresses worst
     (uri,) = re.findall(r"data:image/\w+;base64,[\w+/=]+", page(bare(*PAIR), images=images, queries=range(40)).source)
     assert len(uri) < 40 * 64 * 64
 
@@ -394,13 +394,13 @@ def test_classes_have_names(page):
 @pytest.mark.parametrize("watched", ["test", "validation"])
 def test_recall_is_that_of_the_classes_watched(page, watched):
     one = replace(PAIR[1], figures={})
-    assert f"is R@1 on the {watched} classes at that step" in page([one], watched=watched).text
+    assert f"Each line shows R@1 on the {watched} classes." in page([one], watched=watched).text
 
 
 def test_a_single_run_is_introduced(page):
     text = page(bare(PAIR[1])).text
     assert "R@1 0.728 with a memory of 8,192 rows" in text
-    assert "On 40 test images of 5 classes that the network never saw." in text
+    assert "On 40 test images of 5 classes not seen in training." in text
 
 
 def probed(one):
@@ -414,8 +414,8 @@ def test_the_slow_drift_is_drawn(page):
     for one in PAIR:
         for steps in (10, 100):
             assert f"{one.name}: {steps} steps apart" in text
-    assert "1,000 steps apart" not in text  # never read
-    assert text.count("memory on") == 2  # the chart comes in two sizes
+    assert "1,000 steps apart" not in text  # never measured
+    assert text.count("memory on") == 2  # the chart is drawn in two sizes
     assert not re.search("Slow drift", page(bare(*PAIR)).text)
 
 

@@ -1,7 +1,7 @@
-"""`torchrun -m xbm train`: what one run of three processes leaves behind, says, and goes on from.
+"""`torchrun -m xbm train`: files, output and resumption of a run with three processes.
 
-Run as a script, this file is the command `xbm` with something that befalls rank 1 after a step:
-`test_train_ranks.py STEP WHAT train ...`.
+Run as a script, this file is the command `xbm` with a fault injected into rank 1 after a step:
+`test_train_ranks.py STEP FAULT train ...`.
 """
 
 import json
@@ -21,14 +21,14 @@ from xbm.experiments import checkpoint, runs
 
 RANKS, STEPS, SECONDS = 3, 12, 120
 OPTIONS = ["--classes", "4", "--instances", "2", "--dim", "8", "--capacity", "20", "--warmup", "2", "--shift", "1"]
-OPTIONS += ["--steps", str(STEPS), "--threads", "1", "--checkpoint-every", "4"]  # 8 pictures a step: 3, 3, 2
+OPTIONS += ["--steps", str(STEPS), "--threads", "1", "--checkpoint-every", "4"]  # 8 pictures per step, split 3, 3, 2
 FILES = {"checkpoint.safetensors", "config.json", "metrics.json", "report.html"}
 
 
 def stopped():
-    """Let torchrun be asked to end, and end all ranks: go on when this one has noted it.
+    """Send SIGTERM to torchrun, which forwards it to all ranks; return once this rank has recorded it.
 
-    To block the signal and wait for it would not do: a thread of gloo's, which does not block it, may take it first.
+    Blocking the signal and waiting for it would fail: one of gloo's threads, which do not block it, may receive it.
     """
     stop = signal.getsignal(signal.SIGTERM).__self__
     os.kill(os.getppid(), signal.SIGTERM)
@@ -41,7 +41,7 @@ def killed():
 
 
 def befall(step, what):
-    """Let something befall rank 1 after a step."""
+    """Inject a fault into rank 1 after a step."""
     real = runs.shown
 
     def shown(*given):
@@ -59,7 +59,7 @@ def befall(step, what):
 
 @pytest.fixture(scope="module")
 def torchrun(tmp_path_factory):
-    """Return what runs `xbm` on three ranks: arguments to the exit code and each rank's (output, errors)."""
+    """Return a function that runs `xbm` on three ranks and returns the exit code and each rank's (stdout, stderr)."""
 
     def run(*arguments, after=None):
         logs = tmp_path_factory.mktemp("logs")
@@ -78,7 +78,7 @@ def torchrun(tmp_path_factory):
             said = process.communicate(timeout=SECONDS)[1]
         finally:
             if process.poll() is None:
-                process.terminate()  # it ends its ranks first
+                process.terminate()  # torchrun ends its ranks first
                 process.wait()
         where = [next(logs.glob(f"*/attempt_0/{rank}"), logs) for rank in range(RANKS)]
         assert logs not in where, said
@@ -89,7 +89,7 @@ def torchrun(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(torchrun, data, tmp_path_factory):
-    """Return the folder of a run that nothing befell, and what its ranks said."""
+    """Return the folder of an uninterrupted run, and its ranks' output."""
     out = tmp_path_factory.mktemp("ranks") / "whole"
     code, said = torchrun("train", data, "--out", out, *OPTIONS)
     assert code == 0, said
@@ -114,7 +114,7 @@ def test_rank_0_speaks_and_writes_for_all(whole, data, tmp_path, xbm_command):
     assert {name: one.shape for name, one in tensors.items()} == {name: one.shape for name, one in expected.items()}
     for name in ("labels", "ids", "stored_at", "cursor", "count", "step", "skipped"):
         torch.testing.assert_close(tensors[f"xbm.{name}"], expected[f"xbm.{name}"], rtol=0, atol=0)
-    # Batch norm sees other pictures; but a sum in the place of an average would be three times as large.
+    # Values differ, since batch norm sees other pictures; but summed, not averaged, gradients would be 3 times larger.
     sizes = [sum(m.norm() for name, m in one.items() if name.endswith("exp_avg")) for one in (tensors, expected)]
     assert 0.5 < sizes[0] / sizes[1] < 2
     assert values["config"] == expected_values["config"]
@@ -126,7 +126,7 @@ def test_stopped_then_killed_it_ends_as_if_never_left(whole, torchrun, data, tmp
     out, again = tmp_path / "run", ["train", "--out", tmp_path / "run", "--resume"]
     code, (first, *others) = torchrun("train", data, "--out", out, *OPTIONS, after=(3, "stopped"))
     assert code != 0
-    advice = f"go on with: torchrun --nproc-per-node {RANKS} -m xbm train --out {out} --resume"
+    advice = f"resume with: torchrun --nproc-per-node {RANKS} -m xbm train --out {out} --resume"
     assert f"Stopped after step 3 of {STEPS}; {advice}" in first[0]
     assert others == [("", "")] * (RANKS - 1)
     shutil.copytree(out, tmp_path / "alone")
@@ -134,7 +134,7 @@ def test_stopped_then_killed_it_ends_as_if_never_left(whole, torchrun, data, tmp
     code, ranks = torchrun(*again, after=(10, "killed"))
     assert code != 0
     for rank in (0, 2):
-        assert f"rank {rank} of {RANKS} ends, for another one is gone" in ranks[rank][1]
+        assert f"rank {rank} of {RANKS} stops, because another rank died" in ranks[rank][1]
     assert checkpoint.read(out / checkpoint.NAME)[1]["step"] == 8
 
     code, ranks = torchrun(*again)
@@ -146,14 +146,14 @@ def test_stopped_then_killed_it_ends_as_if_never_left(whole, torchrun, data, tmp
 
     alone = xbm_command("train", "--out", tmp_path / "alone", "--resume")
     assert alone.exit_code == 0, alone.output
-    assert f"processes {RANKS}, going on with" in alone.output
+    assert f"processes {RANKS}, resumed with" in alone.output
 
 
 def test_what_rank_0_refuses_ends_all(whole, torchrun, data):
     before = {path: path.read_bytes() for path in whole[0].iterdir()}
     code, (first, *others) = torchrun("train", data, "--out", whole[0], *OPTIONS)
     assert code != 0
-    assert first[1].startswith(f"Error: {whole[0]} holds a run already")
+    assert first[1].startswith(f"Error: {whole[0]} already contains a run")
     assert first[1].count("\n") == 1
     assert others == [("", "")] * (RANKS - 1)
     assert {path: path.read_bytes() for path in whole[0].iterdir()} == before

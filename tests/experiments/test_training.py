@@ -1,4 +1,4 @@
-"""The training loop: what fixes it, what does not disturb it, and that it can be left after any step."""
+"""The training loop: reproducibility, measurements without side effects, and resumption after any step."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ def parts(data):
 
 
 def taken(plan, parts, steps=None):
-    """Return a training after some of its steps, by default all."""
+    """Return a training after `steps` steps, by default all."""
     one = Training(plan, *parts)
     one.run(lambda step: step == steps)
     return one
@@ -34,7 +34,7 @@ def assert_same(one, other):
     for name, tensor in tensors.items():
         assert tensor.dtype == others[name].dtype, name
         torch.testing.assert_close(tensor, others[name], rtol=0, atol=0, equal_nan=True, msg=name)
-    assert repr(values | {"seconds": 0}) == repr(other_values | {"seconds": 0})  # for NaN is not itself
+    assert repr(values | {"seconds": 0}) == repr(other_values | {"seconds": 0})  # repr, because NaN != NaN
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -1,4 +1,4 @@
-"""Accelerate: the loop of the page, as it stands there, on one process and on two."""
+"""Accelerate: the training loop of the docs page, unchanged, on one process and on two."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ LOOP = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
 
 
 def run(folder):
-    """Return the memory and the weights that the loop leaves, run in a folder."""
+    """Run the loop in a folder; return the final memory and weights."""
     names = {}
     with contextlib.chdir(folder):
         exec(compile(LOOP, PAGE.name, "exec"), names)
@@ -25,7 +25,7 @@ def run(folder):
 
 
 def run_on_rank(folder):
-    """Return the same of one rank, as a launcher would start it."""
+    """The same for one rank, started as by a launcher."""
     rank, size = (str(one) for one in (dist.get_rank(), dist.get_world_size()))
     launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     with mock.patch.dict(os.environ, launched):
@@ -42,6 +42,6 @@ def test_two_processes_are_one_and_resume_exactly(tmp_path):
         assert_close(first, run(alone))
         for done in ("epoch-1", "epoch-2"):
             shutil.copytree(whole / "run" / done, resumed / "run" / done)
-        (resumed / "run" / "epoch-3.partial").mkdir()  # left by a run that was killed while it wrote
+        (resumed / "run" / "epoch-3.partial").mkdir()  # left by a run that was killed while writing
         for found in ranks.run(run_on_rank, resumed):
             assert_close(found, first, rtol=0, atol=0)

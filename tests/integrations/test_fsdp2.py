@@ -1,4 +1,4 @@
-"""FSDP2: an encoder whose weights lie on several ranks, with a memory beside it."""
+"""FSDP2: an encoder whose weights are sharded over ranks, next to a memory."""
 
 import pytest
 import torch
@@ -20,14 +20,14 @@ def network():
 
 
 def batches():
-    """Yield what all ranks together see at each step."""
+    """Yield the batches of all ranks together."""
     generator = torch.Generator().manual_seed(1)
     for _ in range(STEPS):
         yield torch.randn(BATCH, 5, generator=generator), torch.randint(3, (BATCH,), generator=generator)
 
 
 def train(encoder, part=slice(None), **options):
-    """Return the losses and the memory of a few steps on a part of each batch."""
+    """Take a few steps on a part of each batch; return the losses and the memory."""
     xbm, losses = XBM(DIM, 16, warmup=2, **options), []
     optimizer = torch.optim.SGD(encoder.parameters(), lr=0.2, momentum=0.9)
     for x, labels in batches():
@@ -40,7 +40,7 @@ def train(encoder, part=slice(None), **options):
 
 
 def train_on_rank(options):
-    """Return a rank's losses, its whole weights and its memory's labels."""
+    """Return a rank's losses, the full weights and the memory's labels."""
     from torch.distributed.fsdp import fully_shard
 
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -1,4 +1,4 @@
-"""Lightning: the Trainer fits, validates, saves and resumes a module that holds a memory."""
+"""Lightning: the Trainer fits, validates, saves and resumes a module with a memory."""
 
 import copy
 import math
@@ -22,7 +22,7 @@ BATCHES = SAMPLES // BATCH
 
 
 class Embedder(pl.LightningModule):
-    """An encoder with a memory beside it."""
+    """A module with an encoder and a memory."""
 
     def __init__(self):
         super().__init__()
@@ -52,7 +52,7 @@ class Embedder(pl.LightningModule):
 
 
 class Concatenated(DistributedSampler):
-    """What several ranks' samplers yield, batch by batch, one rank's part after the other's."""
+    """Batch sampler that concatenates, for each batch, the parts of several ranks' samplers."""
 
     def __init__(self, data, ranks):
         super().__init__(data, num_replicas=1, rank=0)
@@ -64,7 +64,7 @@ class Concatenated(DistributedSampler):
 
 
 class Sharded(Embedder):
-    """The same, with its memory spread over the ranks as soon as there are any."""
+    """The same with a memory that is sharded if there are several ranks."""
 
     def __init__(self):
         super().__init__()
@@ -76,7 +76,7 @@ class Sharded(Embedder):
 
 
 def samples(ranks=1):
-    """Return a loader whose order changes with the epoch: a rank's part, or what so many ranks see together."""
+    """Return a loader with a new order per epoch: one rank's part, or the concatenation of several ranks' parts."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.arange(SAMPLES)
     data = TensorDataset(torch.randn(SAMPLES, 6, generator=generator), ids % 5, ids)
@@ -86,7 +86,7 @@ def samples(ranks=1):
 
 
 def trainer(folder, *callbacks, epochs=2, logger=False, **options):
-    """Return a quiet Trainer on the processor."""
+    """Return a quiet Trainer on the CPU."""
     options = {"accelerator": "cpu", "devices": 1, "log_every_n_steps": 1, "num_sanity_val_steps": 1, **options}
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     return pl.Trainer(
@@ -95,14 +95,14 @@ def trainer(folder, *callbacks, epochs=2, logger=False, **options):
 
 
 def fit(module, folder, *callbacks, ckpt_path=None, ranks=1, **options):
-    """Return the Trainer that has trained and validated a module."""
+    """Train and validate a module; return the Trainer."""
     fitted = trainer(folder, *callbacks, **options)
     fitted.fit(module, samples(ranks), samples(), ckpt_path=ckpt_path)
     return fitted
 
 
 class Lines(Logger):
-    """What a logger is given, by step."""
+    """A logger that records the values by step."""
 
     name, version = "lines", 0
 
@@ -138,7 +138,7 @@ def test_figures_are_those_of_the_report(every, tmp_path):
     for step, given in lines.given.items():
         report = reports.found[step - (step + 1) % read]["xbm"]
         numbers = {f"memory/{name}": value for name, value in report.items() if not math.isnan(value)}
-        assert numbers.items() <= given.items()  # beside the last drift that was one
+        assert numbers.items() <= given.items()  # the log also has the last drift that was a number
         assert not any(math.isnan(value) for value in given.values())
     assert set(range(read - 1, 2 * BATCHES, read)) <= set(lines.given)
     assert "memory/drift" not in lines.given[read - 1]
@@ -162,7 +162,7 @@ def test_each_of_several_memories_has_its_figures(tmp_path):
 
 
 class Untouched(pl.Callback):
-    """Sees that no bit of the module's buffers changes in an evaluation."""
+    """Checks that an evaluation does not change the module's buffers."""
 
     def __init__(self):
         self.seen = []
@@ -201,10 +201,12 @@ def test_resume_is_exact(tmp_path):
 
 
 def fit_on_rank(folder, kind):
-    """Return the losses of a run that stops and goes on, and the memory, whole, that it leaves."""
-    with mock.patch.object(dist, "is_initialized", return_value=False):  # modules are there before the Trainer starts
+    """Run, stop and resume; return the losses and the whole final memory."""
+    with mock.patch.object(
+        dist, "is_initialized", return_value=False
+    ):  # modules are created before the Trainer starts the process group
         first, second = kind(), kind()
-    with mock.patch.dict(os.environ, {"LOCAL_RANK": str(dist.get_rank())}):  # as a launcher would start it
+    with mock.patch.dict(os.environ, {"LOCAL_RANK": str(dist.get_rank())}):  # as a launcher would set it
         ddp = {"devices": dist.get_world_size(), "strategy": "ddp"}
         fit(first, folder, XBMCallback(), **ddp).save_checkpoint(folder / "half.ckpt")
         fit(second, folder, XBMCallback(), epochs=4, ckpt_path=folder / "half.ckpt", **ddp)

@@ -1,4 +1,4 @@
-"""pytorch-metric-learning's losses and miners within XBM do what they do without it."""
+"""pytorch-metric-learning's losses and miners give the same results within XBM as without it."""
 
 import copy
 import inspect
@@ -64,12 +64,12 @@ MINERS = [
 
 
 def named(one):
-    """Return a test's name for a loss or a miner."""
+    """Return a test id for a loss or a miner."""
     return f"{type(one).__name__}-{type(one.distance).__name__}"
 
 
 def filled(loss, calls=3, **options):
-    """Return a module whose memory is filled in part, and the next batch: anchors to differentiate by, labels, ids."""
+    """Return a module with a partly filled memory, and the next batch: anchors that require grad, labels, ids."""
     module = XBM(DIM, 30, loss, **{"warmup": 0, "dtype": torch.float64, **options})
     *before, (x, labels, ids) = numbers(0, calls + 1, size=7, dtype=torch.float64)
     for old, old_labels, old_ids in before:
@@ -91,12 +91,12 @@ def assert_same(ours, theirs, *inputs):
 
 
 def named_by(options):
-    """Return a test's name for options of the module."""
+    """Return a test id for options of the module."""
     return "-".join(f"{name}-{getattr(one, '__name__', type(one).__name__)}" for name, one in options.items())
 
 
 class Seen:
-    """A function as a loss that notes the pairs it is given."""
+    """A function as a loss, which records its pairs."""
 
     def __call__(self, S, positive, negative):
         self.pairs = positive, negative
@@ -104,7 +104,7 @@ class Seen:
 
 
 def masks(indices, shape):
-    """Return what a miner returns as positive and negative pairs."""
+    """Return a miner's result as positive and negative pairs."""
     a1, p, a2, n = convert_to_pairs(indices, None)
     positive, negative = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
     positive[a1, p], negative[a2, n] = True, True
@@ -168,7 +168,7 @@ def test_a_miner_that_draws_draws_from_the_same_pairs():
         theirs += torch.stack(masks(miner(x, labels, rows, row_labels), (len(x), len(rows))))
     assert torch.equal(ours > 0, theirs > 0)
     assert 0 < (theirs[1] > 0).sum() < (labels[:, None] != row_labels).sum()
-    torch.testing.assert_close(ours[1], theirs[1], rtol=0, atol=60)  # of 300
+    torch.testing.assert_close(ours[1], theirs[1], rtol=0, atol=60)  # out of 300
 
 
 @pytest.mark.parametrize("miner", MINERS, ids=named)
@@ -204,15 +204,15 @@ def test_theirs_and_ours_go_together():
     for loss in ("multi-similarity", losses.MultiSimilarityLoss()):
         for miner in ("multi-similarity", miners.MultiSimilarityMiner()):
             module, (x, labels, ids) = filled(loss, miner=miner)
-            module.objective = replace(module.objective, block_rows=5)  # fewer than the memory has
+            module.objective = replace(module.objective, block_rows=5)  # smaller than the memory
             module(x, labels, ids=ids).backward()
             found.append((module.report["memory_loss"], x.grad))
     for other in found[1:]:
-        torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-7)  # figures are float32
+        torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-7)  # the report is float32
 
 
 class AllButTheFirst(core.Miner):
-    """Leaves the first anchor no pair."""
+    """A miner that leaves the first anchor without pairs."""
 
     def select(self, block, r):
         kept = (block.anchors > 0)[:, None]
@@ -274,7 +274,7 @@ def test_training_resumes():
 
 
 class Breaks(losses.ContrastiveLoss):
-    """Raises when it is told to."""
+    """A loss that raises an error on request."""
 
     broken = False
 
@@ -325,7 +325,7 @@ def test_products_of_embeddings_of_any_length():
 def test_a_miner_says_that_it_is_eager():
     module = XBM(DIM, 20, "multi-similarity", miner=miners.MultiSimilarityMiner(), warmup=0)
     x, labels, _ = next(numbers(0, 1))
-    with pytest.raises(Exception, match="runs eagerly only"):
+    with pytest.raises(Exception, match="does not support pytorch-metric-learning's miners"):
         torch.compile(module, backend="aot_eager", fullgraph=True)(x, labels)
 
 
@@ -337,7 +337,7 @@ def test_nothing_of_theirs_is_imported_for_ours():
 
 
 class Curious(losses.ContrastiveLoss):
-    """Looks at all rows, and counts its calls."""
+    """A loss that depends on all rows, and counts its calls."""
 
     def __init__(self, at_all=True):
         super().__init__()
@@ -367,26 +367,26 @@ def test_a_trial_leaves_no_trace():
         ({"loss": 3}, "loss must be one of the names"),
         ({"loss": losses.ContrastiveLoss}, "loss must be one of the names"),
         ({"miner": miners.PairMarginMiner}, "miner must be one of the names"),
-        ({"loss": miners.PairMarginMiner()}, "loss must be an xbm loss or one of pytorch-metric-learning's over pairs"),
-        ({"miner": losses.ContrastiveLoss()}, "miner must be an xbm.Miner or one of pytorch-metric-learning's"),
+        ({"loss": miners.PairMarginMiner()}, "loss must be an xbm loss or a pair loss of pytorch-metric-learning"),
+        ({"miner": losses.ContrastiveLoss()}, "miner must be an xbm.Miner or a miner of pytorch-metric-learning"),
         ({"loss": losses.CrossBatchMemory(losses.ContrastiveLoss(), DIM)}, "wrapper such as CrossBatchMemory"),
         ({"loss": losses.SignalToNoiseRatioContrastiveLoss()}, "must have a CosineSimilarity"),
         ({"loss": losses.ContrastiveLoss(distance=LpDistance(normalize_embeddings=False))}, "must have a Cosine"),
         ({"loss": losses.ContrastiveLoss(distance=LpDistance(p=1))}, "must have a CosineSimilarity.* p=1"),
         ({"miner": miners.PairMarginMiner(distance=LpDistance(p=1))}, "must have a CosineSimilarity.* p=1"),
-        ({"loss": losses.NCALoss()}, "labels are required.* xbm's own is loss='nca'"),
-        ({"loss": losses.AngularLoss()}, "labels are required.* xbm's own losses are 'contrastive'"),
+        ({"loss": losses.NCALoss()}, "labels are required.* use xbm's loss='nca'"),
+        ({"loss": losses.AngularLoss()}, "labels are required.* use one of xbm's losses: 'contrastive'"),
         ({"loss": losses.TripletMarginLoss(swap=True)}, "out of bounds"),
         ({"loss": losses.MarginLoss(num_classes=9)}, "without labels"),
-        ({"loss": losses.LiftedStructureLoss()}, "the order of rows.* xbm's own is loss='lifted-structure'"),
-        ({"loss": losses.DynamicSoftMarginLoss()}, "it looks at"),
-        ({"loss": Curious()}, "it looks at.* other rows"),
+        ({"loss": losses.LiftedStructureLoss()}, "the order of rows.* use xbm's loss='lifted-structure'"),
+        ({"loss": losses.DynamicSoftMarginLoss()}, "it depends on"),
+        ({"loss": Curious()}, "it depends on.* other rows"),
         ({"loss": losses.ContrastiveLoss(reducer=reducers.ClassWeightedReducer(torch.ones(9)))}, "without labels"),
         (
             {"loss": losses.ContrastiveLoss(embedding_regularizer=regularizers.CenterInvariantRegularizer())},
-            "it looks at embeddings",
+            "it depends on embeddings",
         ),
-        ({"miner": miners.AngularMiner()}, "it raises.* xbm's own miners are 'margin'"),
+        ({"miner": miners.AngularMiner()}, "it raised.* use one of xbm's miners: 'margin'"),
         ({"miner": miners.HDCMiner()}, "of all anchors at once"),
     ],
     ids=lambda value: value if isinstance(value, str) else named_by(value),
@@ -401,22 +401,22 @@ def test_our_losses_that_refusals_name_exist():
 
 
 CONSTANTS = {"num_classes": 5, "embedding_size": DIM, "descriptors_dim": DIM, "l": DIM, "margin": 0.4, "Tn": 1}
-"""What losses of theirs want that have no default."""
+"""Arguments for pytorch-metric-learning's losses without defaults."""
 
 
 def made(kind, **options):
-    """Return a loss or a miner of theirs with its defaults, None if it does not take the options."""
+    """Create a loss or a miner of pytorch-metric-learning; return None if it does not accept the options."""
     chain = [base.__init__ for base in kind.__mro__ if base.__module__.startswith("pytorch_metric_learning")]
     parameters = [one for each in chain for one in inspect.signature(each).parameters.values()]
     needed = {one.name for one in parameters if one.default is one.empty} & set(CONSTANTS)
     try:
         return kind(**{name: CONSTANTS[name] for name in needed}, **options)
-    except (AssertionError, ValueError):  # that is how they refuse a distance
+    except (AssertionError, ValueError):  # raised for unsupported distances
         return None
 
 
 def works(kind, **options):
-    """Tell whether XBM takes a loss or a miner of theirs."""
+    """Return whether XBM accepts a loss or a miner of pytorch-metric-learning."""
     one = made(kind, **options)
     try:
         return one is not None and bool(XBM(DIM, 20, **{"loss" if issubclass(kind, LOSS) else "miner": one}))
@@ -427,7 +427,7 @@ def works(kind, **options):
 LOSS, MINER = losses.BaseMetricLossFunction, miners.BaseMiner
 
 
-@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # their LargeMarginSoftmaxLoss
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # from LargeMarginSoftmaxLoss
 @pytest.mark.parametrize(("module", "base"), [(losses, LOSS), (miners, MINER)], ids=["losses", "miners"])
 def test_the_page_says_what_works(module, base):
     kinds = {name: kind for name, kind in inspect.getmembers(module, inspect.isclass) if issubclass(kind, base)}

@@ -1,4 +1,4 @@
-"""pytorch-metric-learning's losses: the same numbers as ours under its conventions, with more rows than anchors."""
+"""pytorch-metric-learning's losses give the same numbers as ours under its conventions, with more rows than anchors."""
 
 import numpy as np
 import pytest
@@ -51,11 +51,11 @@ PEERS = {
     "tuplet margin": (xbm.TupletMargin(), losses.TupletMarginLoss(reducer=reducers.MeanReducer())),
     "margin": (xbm.Margin(reduction="mean-nonzero"), losses.ContrastiveLoss(pos_margin=1.0, neg_margin=1.4)),
 }
-"""Name: ours, theirs, and their miner.
+"""Name: (our loss, their loss, their miner).
 
-Each anchor has as many positives, so that means over pairs and over anchors are one; and there are two anchors at
-least, since to one alone most of theirs say 0. Their MarginLoss counts a pair once for each triplet it is in; the same
-hinges on distances, d > beta - alpha and d < beta + alpha, are their ContrastiveLoss.
+All anchors have the same number of positives, so that means over pairs and over anchors agree. There are at least two
+anchors, because most of their losses return 0 for one. Their MarginLoss counts a pair once per triplet, so our margin
+loss is compared with their ContrastiveLoss, which has the same hinges, d > beta - alpha and d < beta + alpha.
 """
 
 
@@ -76,7 +76,7 @@ def test_value_and_gradient_are_theirs(name, seed, anchors, rows_per_class):
     x, rows, labels, row_labels = drawn(seed, anchors, rows_per_class)
     x.requires_grad_()
     pairs = miner[0](x, labels, rows, row_labels) if miner else None
-    assume(pairs is None or any(len(one) > 1 for one in pairs))  # of one pair theirs say 0
+    assume(pairs is None or any(len(one) > 1 for one in pairs))  # their losses return 0 for one pair
     expected = theirs(x, labels, pairs, ref_emb=rows, ref_labels=row_labels)
     expected.backward()
 
@@ -93,7 +93,7 @@ def test_value_and_gradient_are_theirs(name, seed, anchors, rows_per_class):
 @FEWER
 @given(seed=st.integers(0, 2**31), n=st.integers(2, 4))
 def test_smooth_ap_is_theirs_with_the_anchor_among_its_positives(seed, n):
-    """Theirs ranks a batch of n samples of each of n classes, the anchor itself among its own positives."""
+    """Theirs ranks a batch with n samples per class, and includes the anchor among its own positives."""
     labels = torch.arange(n).repeat_interleave(n)
     generator = torch.Generator().manual_seed(seed)
     x = torch.nn.functional.normalize(torch.randn(len(labels), 4, generator=generator, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""The PyTorch module: what every adapter owes, and what its users expect."""
+"""The PyTorch module: agreement with the core, and the expected behaviour of an nn.Module."""
 
 import subprocess
 import sys
@@ -42,18 +42,18 @@ def tensors(batch):
 
 
 def snapshot(module):
-    """Return everything the module holds, copied."""
+    """Return a copy of the module's state."""
     return {name: buffer.clone() for name, buffer in module.named_buffers()}
 
 
 def assert_equal(module, before):
-    """Assert that nothing the module holds has changed by a bit."""
+    """Assert that the module's state is bit-identical."""
     for name, buffer in module.named_buffers():
         assert torch.equal(torch.nan_to_num(buffer), torch.nan_to_num(before[name])), name
 
 
 def numbers(seed, calls, size=6, dim=4, dtype=torch.float32):
-    """Yield batches in general position, returning samples among them."""
+    """Yield random batches with repeated samples."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(calls):
         x = torch.randn(size, dim, generator=generator, dtype=dtype)
@@ -84,9 +84,9 @@ def test_is_the_core_step_by_step(options, history, capacity):
 @pytest.mark.parametrize("loss", [loss for loss in LOSSES if not isinstance(loss, core.Circle)], ids=repr)
 @pytest.mark.parametrize("normalize", [True, False])
 def test_gradient_is_autograds(loss, normalize):
-    """Closed form against autograd through the same loss's value, over a memory of constants.
+    """The closed-form gradient equals autograd through the loss's value, with the memory constant.
 
-    But for circle loss, which holds a part of its value constant: see the benchmarks' formulas.
+    Circle loss is excluded, because it treats a part of its value as constant; see benchmarks/formulas.py.
     """
     if loss.needs_cosines and not normalize:
         with pytest.raises(ValueError, match="cosines"):
@@ -114,14 +114,14 @@ def test_gradient_is_autograds(loss, normalize):
 
 
 def value_of(loss, S, P, N, step=0):
-    """Return the mean of L_i as a function that autograd sees through."""
+    """Return the mean of L_i, computed such that autograd can differentiate it."""
     block = core.Block(S, P.double(), N.double(), torch.arange(S.shape[1]), torch.arange(S.shape[0]), step)
     value, _ = loss.whole(block)
     return value.sum() / len(S)
 
 
 def test_gradcheck():
-    """PyTorch's own finite differences agree, with and without keys."""
+    """torch.autograd.gradcheck passes, with and without keys."""
     module = XBM(3, 8, warmup=0, dtype=torch.float64).eval()
     batches = list(numbers(3, 3, size=4, dim=3, dtype=torch.float64))
     module.train()
@@ -265,7 +265,7 @@ def test_loading_keeps_the_dtypes():
 
 
 class Scaled(XBM):
-    """A subclass with a parameter of its own."""
+    """A subclass with its own parameter."""
 
     def __init__(self, *options):
         super().__init__(*options)
@@ -341,7 +341,7 @@ def test_metrics_and_the_core_ignore_autocast():
 
 
 def test_half_precision_gradients_are_scaled_before_they_are_rounded():
-    module = XBM(4, 8, warmup=0, weight=1e-9, in_batch=False)  # below the least number of half precision
+    module = XBM(4, 8, warmup=0, weight=1e-9, in_batch=False)  # below the smallest number in half precision
     x, labels, _ = next(numbers(2, 1))
     half = x.half().requires_grad_()
     (module(half, labels * 0) * 2.0**30).backward()
@@ -383,7 +383,7 @@ def test_the_core_cuts_the_graph_itself_and_its_loss_has_the_closed_form():
 
 
 def test_a_device_is_never_waited_for():
-    """On the meta device there are no values: whoever reads one fails."""
+    """The meta device has no values, so reading one fails."""
     x, labels = torch.randn(4, 8, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta")
     objective = core.Objective(warmup=2)
     state = objective.init(capacity=64, dim=8, xp=xp, device="meta")
@@ -521,7 +521,7 @@ def test_no_labels(with_keys):
         ({"dim": 2.0}, TypeError, "dim must be an int"),
         ({"loss": "contrastiv"}, ValueError, "loss must be one of the names 'contrastive'"),
         ({"loss": torch.nn.MSELoss}, TypeError, "a callable, or .*, got <class .*MSELoss"),
-        ({"loss": core.Contrastive(), "reduction": "sum"}, ValueError, "brings its own"),
+        ({"loss": core.Contrastive(), "reduction": "sum"}, ValueError, "reduction is an option of losses by name"),
         ({"reduction": "none"}, ValueError, "reduction must be 'mean', 'mean-nonzero' or 'sum', got 'none'"),
         ({"dtype": torch.int64}, TypeError, "dtype must be one of .*float32, .*bfloat16"),
         ({"dtype": "float32"}, TypeError, "dtype must be one of .*float32, .*bfloat16"),
@@ -581,20 +581,20 @@ def test_evaluation_refuses_as_training_does(change):
 
 
 class Raising(core.Contrastive):
-    """A user's loss with a mistake in it."""
+    """A user loss that raises an error."""
 
     def value(self, r):
         raise RuntimeError("my mistake")
 
 
 class Scalar(core.Contrastive):
-    """A user's loss of the wrong shape."""
+    """A user loss that returns the wrong shape."""
 
     def value(self, r):
         return super().value(r).sum()
 
 
-@pytest.mark.parametrize(("loss", "sentence"), [(Raising(), "my mistake"), (Scalar(), "must give a value of shape")])
+@pytest.mark.parametrize(("loss", "sentence"), [(Raising(), "my mistake"), (Scalar(), "must return a value of shape")])
 def test_a_loss_that_fails_loses_nothing(loss, sentence):
     module = XBM(4, 8)
     for x, labels, _ in numbers(0, 2):
@@ -607,7 +607,7 @@ def test_a_loss_that_fails_loses_nothing(loss, sentence):
 
 
 def test_raising_on_values_is_refused_under_a_compiler(monkeypatch):
-    """As a compiler sees it: tracing, values may not be read."""
+    """As under a compiler: values are not available while tracing."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     x, labels, _ = next(numbers(0, 1))
     with pytest.raises(RuntimeError, match=r'on_nonfinite="raise" .* impossible under a compiler: use "skip"'):

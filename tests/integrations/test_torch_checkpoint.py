@@ -1,4 +1,4 @@
-"""Checkpoints on ranks: what goes in comes out on any number of them, whole or not at all."""
+"""Checkpoints on ranks: round trips over any number of ranks, and atomicity."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ DTYPES = ["float32", "bfloat16", "float16", "float64", "int64", "bool"]
 
 @pytest.fixture(scope="module")
 def pools():
-    """Return 2 and 4 ranks, and this process."""
+    """Return pools of 2 and 4 ranks, and this process."""
     return {1: Here(), 2: shared(2), 4: shared(4)}
 
 
@@ -39,7 +39,7 @@ class Here:
 
 
 def made(specs, seed):
-    """Return a state of drawn tensors, those that are so spread over the ranks, if there are any."""
+    """Return a state of random tensors; some are distributed over the ranks, if there are any."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for number, (shape, dtype, spread) in enumerate(specs):
@@ -54,7 +54,7 @@ def over_ranks(tensor):
 
 
 def plain(state):
-    """Return a state as lists and dicts, the same on every rank: what a test compares, and pipes carry."""
+    """Return a state as plain lists and dicts, equal on every rank, for comparison and for pipes."""
     if isinstance(state, dict):
         return {str(key): plain(value) for key, value in state.items()}
     if isinstance(state, DTensor):
@@ -73,7 +73,7 @@ def load(folder, specs):
 
 
 def raised(function, *arguments):
-    """Return what is raised, in words."""
+    """Return the raised error as text."""
     try:
         function(*arguments)
     except (OSError, TypeError, ValueError, RuntimeError) as error:
@@ -126,13 +126,13 @@ def folder(tmp_path):
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        (state_of(rows=torch.zeros(4, 3)), r"xbm.rows is \(4, 2\) .* there, \(4, 3\) .* here"),
-        (state_of(rows=torch.zeros(8, 2)), r"xbm.rows is \(4, 2\) .* there, \(8, 2\) .* here"),
-        (state_of(rows=torch.zeros(4, 2).half()), "float32 there, .* torch.float16 here"),
-        (state_of(rows=0), "xbm.rows is .* torch.float32 there, a value here"),
-        (state_of(xbm={"rows": torch.zeros(4, 2)}), "xbm.count is .* there, missing here"),
-        (state_of(step=0), "step is missing there, a value here"),
-        (state_of(epoch=torch.tensor(0)), "epoch is a value there"),
+        (state_of(rows=torch.zeros(4, 3)), r"xbm.rows is \(4, 2\) .* in the checkpoint, \(4, 3\) .* in the state"),
+        (state_of(rows=torch.zeros(8, 2)), r"xbm.rows is \(4, 2\) .* in the checkpoint, \(8, 2\) .* in the state"),
+        (state_of(rows=torch.zeros(4, 2).half()), "float32 in the checkpoint, .* torch.float16 in the state"),
+        (state_of(rows=0), "xbm.rows is .* torch.float32 in the checkpoint, a value in the state"),
+        (state_of(xbm={"rows": torch.zeros(4, 2)}), "xbm.count is .* in the checkpoint, missing in the state"),
+        (state_of(step=0), "step is missing in the checkpoint, a value in the state"),
+        (state_of(epoch=torch.tensor(0)), "epoch is a value in the checkpoint"),
     ],
 )
 def test_what_does_not_fit_is_refused_untouched(folder, state, words):
@@ -151,7 +151,7 @@ def test_an_entry_of_it(folder):
 @settings(max_examples=100)
 @given(data=st.data())
 def test_damage_is_refused_untouched(tmp_path_factory, data):
-    """One byte changed, or the end cut off, anywhere."""
+    """Change one byte or truncate a file, anywhere."""
     folder = tmp_path_factory.mktemp("damaged")
     checkpoint.save(folder, made(SPECS, 7))
     path = data.draw(st.sampled_from(sorted(path for path in folder.rglob("*") if path.is_file())), "file")
@@ -167,7 +167,7 @@ def test_damage_is_refused_untouched(tmp_path_factory, data):
     if problem:
         assert "damaged" in problem
     else:
-        assert path.suffix == ".json"  # other white space, or the same letter written otherwise
+        assert path.suffix == ".json"  # equivalent JSON: other white space or another escape
     assert plain(state) == plain(made(SPECS, 0 if problem else 7))
 
 
@@ -176,11 +176,11 @@ def test_files_of_other_saves_are_refused(folder):
     (file,) = shards.iterdir()
     content = file.read_bytes()
     (shards / "another.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match="holds"):
+    with pytest.raises(ValueError, match=r"must hold the files \['shard-00001.*, got \['another"):
         checkpoint.load(folder, state_of())
     (shards / "another.safetensors").unlink()
     file.unlink()
-    with pytest.raises(ValueError, match=r"must hold \['shard-00001.*, holds \[\]"):
+    with pytest.raises(ValueError, match=r"must hold the files \['shard-00001.*, got \[\]"):
         checkpoint.load(folder, state_of())
 
 
@@ -191,7 +191,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         checkpoint.load(tmp_path, state_of())
     for foreign in ("[]", "{}", '{"content": 1, "crc32": 2}', "\udcff", ""):
         (tmp_path / checkpoint.NAME).write_bytes(foreign.encode(errors="surrogateescape"))
-        with pytest.raises(ValueError, match="is damaged, or no"):
+        with pytest.raises(ValueError, match="is damaged, or its format is not"):
             checkpoint.load(tmp_path, state_of())
         with pytest.raises(FileNotFoundError, match="no checkpoint at"):
             checkpoint.load(tmp_path / checkpoint.NAME, state_of())
@@ -230,7 +230,7 @@ def test_what_cannot_be_saved_is_refused_unwritten(tmp_path, state, problem):
 
 
 def own():
-    """Return a state of a rank's own: names that all have, and one that no other has."""
+    """Return a rank's state: some names that all ranks have, and one that only this rank has."""
     rank = dist.get_rank()
     everyones = {"one": torch.tensor(rank), "another": torch.tensor(rank), "value": rank}
     return {"all": everyones, f"rank {rank}": torch.tensor(rank), f"value {rank}": rank}
@@ -252,7 +252,7 @@ def test_of_what_all_have_rank_0s_is_kept(pools, tmp_path):
 
 
 def save_another(folder, what):
-    """Save, one rank otherwise than the others."""
+    """Save with a fault on one rank."""
     odd = dist.get_rank() == 1
     state = state_of(torch.zeros(4 + odd, 2) if what == "shape" else over_ranks(torch.zeros(4, 2)))
     if what == "type" and odd:
@@ -268,7 +268,7 @@ def full(*_):
 
 
 def load_another(folder, what):
-    """Load, one rank otherwise than the others, and tell whether anything changed."""
+    """Load with a difference on one rank; return the error, and whether the state is unchanged."""
     state = state_of(over_ranks(torch.zeros(4, 2)))
     if what == "name" and dist.get_rank() == 1:
         state["rank 1"] = 0
@@ -284,7 +284,7 @@ def test_what_one_rank_refuses_all_refuse(pools, folder, tmp_path):
     for problem in pools[2].run(save_another, folder, "disk"):
         assert "was not written: rank 1: OSError: [Errno 28] No space left on device" in problem
     for problem, same in pools[2].run(load_another, folder, "name"):
-        assert "rank 1 is missing there" in problem
+        assert "rank 1 is missing in the checkpoint" in problem
         assert same
     file = next((folder / json.loads((folder / checkpoint.NAME).read_text())["content"]["shards"]).iterdir())
     file.write_bytes(file.read_bytes()[:-1])
@@ -294,7 +294,7 @@ def test_what_one_rank_refuses_all_refuse(pools, folder, tmp_path):
 
 
 def killed_at_every_step(folder, pipe):
-    """Send what is found after each save that was killed at its first, second, ... operation on files."""
+    """Kill a save at its first, second, ... file operation; send the states that load afterwards."""
     old, new, found = made(SPECS, 1), made(SPECS, 2), {"first": [], "second": []}
     checkpoint.save(folder / "imported", new)
     checkpoint.save(folder / "second", old)
@@ -306,7 +306,7 @@ def killed_at_every_step(folder, pipe):
 
 
 def killed_save(folder, state, operations):
-    """Return whether a fork that saves was killed: after so many operations."""
+    """Save in a fork that is killed after some file operations; return whether it was killed."""
     child = os.fork()
     if not child:
         left = iter(range(operations))
@@ -334,7 +334,7 @@ def test_killed_at_any_operation_it_is_the_one_before_or_this_one(tmp_path):
         process.kill()
         process.join()
     old, new = plain(made(SPECS, 1)), plain(made(SPECS, 2))
-    none = f"FileNotFoundError: there is no checkpoint at {tmp_path / 'first'}: it has no {checkpoint.NAME}"
+    none = f"FileNotFoundError: there is no checkpoint at {tmp_path / 'first'}: {checkpoint.NAME} not found"
     for before, states in ((none, found["first"]), (old, found["second"])):
         assert len(states) > 8
         turn = states.index(new)
@@ -344,7 +344,7 @@ def test_killed_at_any_operation_it_is_the_one_before_or_this_one(tmp_path):
 
 
 def remember(folder, first, last):
-    """Go on with a memory of 8 rows; return the losses and the memory."""
+    """Continue with a memory of 8 rows; return the losses and the memory."""
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     xbm = XBM(3, 8, warmup=1, shard=size > 1)
     if first:
@@ -374,7 +374,7 @@ def test_a_sharded_memory_goes_on_on_another_number_of_ranks(pools, order, steps
 
 
 def train(folder, steps, kill=None):
-    """Train over a replicated and a sharded memory from where the checkpoint is; return the losses from there."""
+    """Resume training with a replicated and a sharded memory from the checkpoint; return the losses."""
     rank, size = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
     encoder = torch.nn.Linear(6, 4)

@@ -1,4 +1,4 @@
-"""A moving memory under PyTorch: rounds are the core's, touch nothing else, resume exactly, are one on all ranks."""
+"""Compensation in PyTorch: rounds equal the core's, have no side effects, resume exactly, and agree on all ranks."""
 
 import copy
 from dataclasses import replace
@@ -80,10 +80,10 @@ def test_a_round_is_the_cores_and_touches_nothing_else():
     ids = torch.arange(12)
     z = encoder(PICTURES[ids])
     statistics_after = buffers(encoder)
-    module(z, ids % 5, ids=ids).backward()  # what the graph has saved of the encoder is as it was
+    module(z, ids % 5, ids=ids).backward()  # the tensors saved for backward are unchanged
     assert encoder[0].weight.grad.abs().sum() > 0
     same(buffers(encoder), statistics_after)
-    assert not torch.equal(statistics["1.running_mean"], statistics_after["1.running_mean"])  # by the batch alone
+    assert not torch.equal(statistics["1.running_mean"], statistics_after["1.running_mean"])  # from the batch alone
     assert torch.equal(torch.random.get_rng_state(), generator)
 
     expected = module.objective.step(before, z.detach(), ids % 5, ids=ids).state
@@ -99,7 +99,7 @@ def test_statistics_come_back_also_from_an_error():
     same(buffers(encoder), before)
     with unchanged_statistics(), torch.no_grad():
         found = encoder(PICTURES)
-    assert torch.equal(found, copy.deepcopy(encoder)(PICTURES))  # normalised by the batch all the same
+    assert torch.equal(found, copy.deepcopy(encoder)(PICTURES))  # batch norm still uses batch statistics
     same(buffers(encoder), before)
 
 
@@ -114,7 +114,7 @@ def test_resume_is_exact(options):
     saved = [copy.deepcopy(part.state_dict()) for part in parts]
     wanted = train(*parts, range(5, 12))
     resumed = started()
-    train(*resumed, range(2))  # a run of its own, all of whose memory is replaced
+    train(*resumed, range(2))  # a separate run, whose memory is replaced on load
     for part, state in zip(resumed, saved, strict=True):
         part.load_state_dict(state)
     assert train(*resumed, range(5, 12)) == wanted
@@ -138,7 +138,7 @@ def test_a_copy_and_a_cleared_memory_are_still():
     train(encoder, module, torch.optim.SGD(encoder.parameters(), lr=0.1), range(7))
     twin = copy.deepcopy(module)
     assert twin._embed is module._embed
-    assert twin.motion_shift.is_meta  # it takes no space until it begins
+    assert twin.motion_shift.is_meta  # no storage is allocated before compensation starts
     assert len(twin.rows().labels) == 0
     module.clear()
     for one in (twin, module):
@@ -151,7 +151,7 @@ def test_a_motion_goes_where_its_memory_goes():
     module = made(encoder)
     train(encoder, module, torch.optim.SGD(encoder.parameters(), lr=0.1), range(7))
     saved, twin = module.state_dict(), copy.deepcopy(copy.deepcopy(module))
-    assert not any(name.startswith("motion_") for name in twin.state_dict())  # nor the memory: it has not begun
+    assert not any(name.startswith("motion_") for name in twin.state_dict())  # not saved before compensation starts
     wider = XBM(DIM, 2 * CAPACITY, compensate=Compensation())
     for one, options in ((made(network()), {"assign": True}), (wider, {}), (twin, {})):
         one.load_state_dict(copy.deepcopy(saved), **options)
@@ -241,7 +241,7 @@ def test_evaluation_moves_nothing():
 
 
 def refuses(error, sentence, module, call):
-    """Assert that a call raises, and that a step with a good embed then goes on."""
+    """Assert that a call raises an error, and that a step with a valid embed then works."""
     before = buffers(module)
     with pytest.raises(error, match=sentence):
         call()
@@ -289,8 +289,8 @@ def test_options_are_refused(options, error, sentence):
 
 
 def moved(history, options, mode):
-    """Take steps on this rank, with one row of each sample, so that shards find the same old rows."""
-    encoder = nn.Linear(6, DIM).double()  # no batch norm: that of a part of the rows would be another
+    """Take steps on this rank, with one row per sample, so that shards find the same old rows."""
+    encoder = nn.Linear(6, DIM).double()  # no batch norm, whose statistics would differ on a part of the rows
     torch.nn.init.eye_(encoder.weight)
     torch.nn.init.zeros_(encoder.bias)
     many = dist.is_initialized()
@@ -322,9 +322,9 @@ def moved(history, options, mode):
     ids=["rounds", "follow", "returning"],
 )
 def test_ranks_are_one_process(mode, options):
-    """All ranks' pairs are one fit's. A shard asks for rows of its own, so it has other pairs than one process.
+    """One fit uses the pairs of all ranks. A shard selects its own rows, so the pairs differ from those of one process.
 
-    The first round finds nothing in the second shard, and the ranks share 17 rows.
+    The first round finds no rows in the second shard. The ranks share 17 rows.
     """
     rng, two = np.random.default_rng(0), shared(2)
     history = [[rng.choice(SAMPLES, n, replace=False).tolist() for n in (9, 7)] for _ in range(8)]
@@ -343,7 +343,7 @@ def test_ranks_are_one_process(mode, options):
 
 
 def wider_than_the_memory():
-    """Take two steps with an encoder in float64; before the second, this rank's shard has rows or has none."""
+    """Take two steps with an encoder in float64; before the second, this rank's shard may or may not have rows."""
     encoder = network().double()
     embed = lambda ids: encoder(PICTURES[ids].double())  # noqa: E731
     module = XBM(DIM, CAPACITY, warmup=1, shard=True, compensate=Compensation(probes=16, every=1), embed=embed)
@@ -356,7 +356,7 @@ def wider_than_the_memory():
 
 
 def test_ranks_agree_where_one_has_no_row_to_embed():
-    """Of what dtype its pairs are must not depend on there being any."""
+    """The dtype of a rank's pairs must not depend on whether it has any."""
     first, second = shared(2).run(wider_than_the_memory)
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name], err_msg=name)
@@ -364,7 +364,7 @@ def test_ranks_agree_where_one_has_no_row_to_embed():
 
 
 def fails_on_one(rank):
-    """Raise in this rank's embed, if it is that one; then take a step with one that works."""
+    """Raise an error in one rank's embed; then take a step with a valid embed."""
     encoder = nn.Linear(6, DIM)
     fail = [True]
 

@@ -1,4 +1,4 @@
-"""torch.compile: the whole call in one graph, the same numbers, and no more graphs than batch sizes call for."""
+"""torch.compile: the whole call in one graph, equal results, and no more graphs than batch sizes require."""
 
 import array_api_compat.torch
 import pytest
@@ -8,7 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.integrations.test_torch import numbers
 from tests.strategies import histories
-from xbm import REPORT, Objective
+from xbm import REPORT, Block, Objective
 from xbm.integrations.torch import XBM
 from xbm.losses import LOSSES
 from xbm.memory_state import MemoryState
@@ -30,7 +30,7 @@ def _fresh():
 
 
 def batches(sizes, dim=4, seed=0):
-    """Yield batches of these sizes, returning samples among them."""
+    """Yield batches of the given sizes, with repeated samples."""
     generator = torch.Generator().manual_seed(seed)
     for size in sizes:
         ids = torch.randint(30, (size,), generator=generator)
@@ -38,7 +38,7 @@ def batches(sizes, dim=4, seed=0):
 
 
 def assert_same(eager, compiled, call, history, **tolerance):
-    """Assert that two modules give the same losses, gradients, figures and memories, call for call."""
+    """Assert that two modules give the same losses, gradients, reports and memories at every call."""
     for x, labels, ids in history:
         found = []
         for one in (eager, call):
@@ -49,7 +49,7 @@ def assert_same(eager, compiled, call, history, **tolerance):
         (loss, gradient), (same_loss, same_gradient) = found
         torch.testing.assert_close(same_loss, loss, **tolerance)
         torch.testing.assert_close(same_gradient, gradient, **tolerance)
-        rounded = 2.0 if tolerance else 0.0  # weights that are all but 0 count as pairs or not
+        rounded = 2.0 if tolerance else 0.0  # weights close to 0 may count as pairs or not
         for figure, mine, theirs in zip(REPORT, compiled.figures, eager.figures, strict=True):
             allowed = {"atol": rounded, "rtol": 0.0} if figure == "pairs" else {"rtol": 1e-4, "atol": 1e-5}
             torch.testing.assert_close(mine, theirs, equal_nan=True, **allowed)
@@ -59,7 +59,7 @@ def assert_same(eager, compiled, call, history, **tolerance):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_compiled_is_eager_in_three_graphs(options):
-    """The first size, any other, and 1: filling, full, wrapped, and batches larger than the memory need no more."""
+    """One graph each for the first size, any other size, and 1; the state of the memory needs no more."""
     eager, compiled = (XBM(4, 20, **{"warmup": 2} | options) for _ in range(2))
     counter = CompileCounterWithBackend("aot_eager")
     call = torch.compile(compiled, backend=counter, fullgraph=True)
@@ -68,7 +68,7 @@ def test_compiled_is_eager_in_three_graphs(options):
 
 
 def test_memories_of_other_capacities_compile_too():
-    """From the second on, the compiler takes a capacity for a symbol."""
+    """From the second capacity on, the compiler treats it as symbolic."""
     objective = Objective(warmup=0)
     step = torch.compile(objective.step, backend="eager", fullgraph=True)
     for capacity in (8, 12):
@@ -80,7 +80,7 @@ def test_memories_of_other_capacities_compile_too():
 
 
 def test_any_history_compiled_is_eager():
-    """One module compiled once, and sent through histories from an empty memory on."""
+    """A module that is compiled once and runs several histories from an empty memory."""
     eager, compiled = (XBM(3, 7, warmup=1) for _ in range(2))
     empty = compiled.state_dict()
     empty = {name: value.clone() for name, value in empty.items()}
@@ -120,7 +120,7 @@ def test_encoder_and_memory_in_one_graph():
 
 
 def test_a_large_memory_is_walked_in_sixteen_blocks_at_most():
-    """A compiler unrolls the walk: one product with a block's rows each, whatever the capacity."""
+    """A compiler unrolls the walk; the number of blocks is bounded for any capacity."""
     module, products = XBM(4, 2**15, warmup=0), []
 
     def count(graph, _):
@@ -129,14 +129,38 @@ def test_a_large_memory_is_walked_in_sixteen_blocks_at_most():
 
     x, labels, _ = next(numbers(0, 1))
     torch.compile(module, backend=count, fullgraph=True)(x, labels)
-    assert products[0] <= 16 * 3 + 6  # similarities and either side's weights, and the batch's own
+    assert products[0] <= 16 * 3 + 6  # similarities and two weight products per block, and the in-batch products
 
 
-@pytest.mark.parametrize("loss", {type(make()): name for name, make in LOSSES.items()}.values())
+NAMES = list({type(make()): name for name, make in LOSSES.items()}.values())
+FORMS = ["contrastive", "supcon", "batch-hard-triplet", "smooth-ap"]  # sided, of sums, of hardest pairs, whole rows
+
+
+@pytest.mark.parametrize("loss", sorted({*NAMES} - {*FORMS}))
+def test_every_loss_is_compiled_in_a_step(loss):
+    eager, compiled = (XBM(4, 300, loss, warmup=1) for _ in range(2))
+    call = torch.compile(compiled, backend="aot_eager", fullgraph=True)
+    assert_same(eager, compiled, call, batches([6, 6, 6]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", FORMS)
 def test_inductor_agrees(loss):
+    """On a whole step, of one loss of each form; of the others, on what is theirs alone."""
     eager, compiled = (XBM(4, 300, loss, warmup=1) for _ in range(2))
     call = torch.compile(compiled, fullgraph=True)
     assert_same(eager, compiled, call, batches([6, 6, 6]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", sorted({*NAMES} - {*FORMS}))
+def test_inductor_agrees_on_every_loss(loss):
+    """On a block of the memory, whose rows of pairs are all of a step that a loss has a hand in."""
+    generator = torch.Generator().manual_seed(0)
+    S = 2 * torch.rand((6, 300), generator=generator) - 1
+    kind = torch.randint(3, S.shape, generator=generator)
+    block = Block(S, (kind == 0) * 1.0, (kind == 1) * 1.0, torch.arange(300), torch.arange(6))
+    whole = LOSSES[loss]().whole
+    for one, other in zip(torch.compile(whole, fullgraph=True)(block), whole(block), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -151,5 +175,5 @@ def test_half_precision_is_compiled_too(dtype):
 def test_a_function_as_a_loss_says_that_it_is_eager():
     module = XBM(4, 20, lambda S, positive, negative: (S * negative).sum(dim=1), warmup=0)
     x, labels, _ = next(numbers(0, 1))
-    with pytest.raises(Exception, match="runs eagerly only"):
+    with pytest.raises(Exception, match="does not support a function as a loss"):
         torch.compile(module, backend="aot_eager", fullgraph=True)(x, labels)

@@ -1,4 +1,4 @@
-"""Copies of a module, averages of weights, exports, activation checkpointing: none carries or disturbs the memory."""
+"""Copies of a module, weight averaging, export and activation checkpointing neither carry nor disturb the memory."""
 
 import copy
 import io
@@ -14,7 +14,7 @@ from xbm.memory_state import MemoryState
 
 
 class Model(torch.nn.Module):
-    """An encoder with its XBM inside, as Lightning users have it."""
+    """An encoder that contains its XBM, as in Lightning modules."""
 
     def __init__(self):
         super().__init__()
@@ -89,7 +89,7 @@ def test_a_copy_with_a_memory_again_is_saved_and_loaded_whole():
 
 
 def test_pickling_keeps_the_rows():
-    """Unlike a deep copy: a module that is sent to another process is the same module."""
+    """Unlike a deep copy, a module sent to another process keeps its memory."""
     module = trained(XBM(4, 8))
     file = io.BytesIO()
     torch.save(module, file)
@@ -131,7 +131,7 @@ def test_a_checkpointed_xbm_is_refused(reentrant):
 
 
 def test_evaluating_a_copy_allocates_nothing_and_disturbs_no_training_after_it():
-    """As Lightning's sanity check does, under inference mode and before the first training step."""
+    """As in Lightning's sanity check: in inference mode, before the first training step."""
     twin, fresh = copy.deepcopy(trained(XBM(4, 8, warmup=0))), XBM(4, 8, warmup=0)
     x, labels, _ = next(numbers(2, 1))
     twin.eval()

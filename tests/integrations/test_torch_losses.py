@@ -11,7 +11,7 @@ from xbm.integrations.torch import XBM
 
 
 def contrastive(S, positive, negative):
-    """Contrastive loss by per-anchor means, as a user would write it."""
+    """Contrastive loss with per-anchor means, as a user would write it."""
     active = negative & (S > 0.5)
     pull = ((1 - S) * positive).sum(dim=1) / positive.sum(dim=1).clamp(min=1)
     push = ((S - 0.5) * active).sum(dim=1) / active.sum(dim=1).clamp(min=1)
@@ -19,7 +19,7 @@ def contrastive(S, positive, negative):
 
 
 class Learned(torch.nn.Module):
-    """A margin and a scale that are learned."""
+    """A loss with a learned margin and scale."""
 
     def __init__(self):
         super().__init__()
@@ -32,7 +32,7 @@ class Learned(torch.nn.Module):
 
 
 class LearnedTemperature(core.PairLoss, torch.nn.Module):
-    """The library's own form, with a learned number in it."""
+    """A PairLoss with a learned parameter."""
 
     def __init__(self):
         torch.nn.Module.__init__(self)
@@ -97,14 +97,14 @@ def test_learned_parameters_get_the_gradient_that_autograd_gives_them(make):
 
 
 def mean_of(loss, S, P, N):
-    """Return the mean of L_i as autograd sees it."""
+    """Return the mean of L_i, differentiable by autograd."""
     if isinstance(loss, core.PairLoss):
         return value_of(loss, S, P, N)
     return torch.where((P | N).any(dim=1), loss(S, P, N), 0.0).sum() / len(S)
 
 
 class Table(torch.nn.Module):
-    """A relation and weights that are looked up."""
+    """A relation and weights from lookup tables."""
 
     def __init__(self):
         super().__init__()
@@ -191,5 +191,7 @@ def test_a_library_without_autodiff_says_so():
     import numpy as np
 
     objective = core.Objective(loss=contrastive)
-    with pytest.raises(NotImplementedError, match="cannot differentiate a function"):
+    with pytest.raises(
+        NotImplementedError, match="a function as a loss needs automatic differentiation, which numpy lacks"
+    ):
         objective.step(objective.init(capacity=4, dim=2), np.ones((2, 2), np.float32), np.asarray([0, 1]))

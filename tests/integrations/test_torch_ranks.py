@@ -1,4 +1,4 @@
-"""The PyTorch module over real ranks: what every rank holds and returns is what one process would."""
+"""The PyTorch module on real ranks: every rank's memory and results equal those of one process."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def ranks(request):
 
 @st.composite
 def histories(draw, ranks):
-    """Draw a few steps of what each rank brings: any sizes, ids or none, masks, keys."""
+    """Draw the ranks' inputs for a few steps: any sizes, with or without ids, masks and keys."""
     kinds = draw(st.sets(st.sampled_from(["ids", "enqueue", "keys", "no labels"])))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
 
@@ -42,7 +42,7 @@ def histories(draw, ranks):
 
 
 def tensors(call):
-    """Return a call's arguments as tensors, and those that want a gradient."""
+    """Return a call's arguments as tensors, and the ones that require a gradient."""
     x, labels, more = call
     x = torch.tensor(x, requires_grad=True)
     more = {name: torch.tensor(value, requires_grad=name == "keys") for name, value in more.items()}
@@ -65,14 +65,14 @@ def taken(history, options):
 
 
 def concatenated(calls):
-    """Return what one process brings."""
+    """Return the concatenated input of one process."""
     xs, labels, more = zip(*calls, strict=True)
     labels = None if labels[0] is None else np.concatenate(labels)
     return np.concatenate(xs), labels, {name: np.concatenate([one[name] for one in more]) for name in more[0]}
 
 
 def check(ranks, history, options, *, sharded):
-    """Compare what ranks find with one process and the concatenated batches."""
+    """Compare the ranks' results with one process on the concatenated batches."""
     many = ranks.run(taken, history, options | ({"shard": True} if sharded else {}))
     steps, memory = taken([concatenated(calls) for calls in history], options)
     for i, (loss, gradients, report) in enumerate(steps):
@@ -81,8 +81,10 @@ def check(ranks, history, options, *, sharded):
             for name, figure in report.items():
                 if not (sharded and name.startswith("drift")):
                     np.testing.assert_allclose(found[i][2][name], figure, rtol=1e-5, err_msg=name)
-        assert len({found[i][0] for found, _ in many}) == 1  # to the last bit
-        for k, gradient in enumerate(gradients):  # each rank's is multiplied by their number, which DDP divides by
+        assert len({found[i][0] for found, _ in many}) == 1  # bit-identical
+        for k, gradient in enumerate(
+            gradients
+        ):  # each rank's gradient is multiplied by the number of ranks, by which DDP divides
             whole = np.concatenate([found[i][1][k] for found, _ in many]) / ranks.size
             np.testing.assert_allclose(whole, gradient, **TOLERANCE)
     for name, value in memory.items():
@@ -109,7 +111,7 @@ def test_ranks_are_one_process(ranks, sharded, data):
 
 @pytest.mark.parametrize("options", BY_NAME, ids=named)
 def test_every_loss_and_miner(options):
-    """Those that merge by blocks sharded as well; the others refuse, by name."""
+    """Losses that merge by blocks also work sharded; the others raise an error that names them."""
     rng, two = np.random.default_rng(0), shared(2)
 
     def batch():

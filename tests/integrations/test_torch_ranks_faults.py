@@ -1,4 +1,4 @@
-"""What several ranks do when something is wrong, and what stands around them: DDP, other groups, copies."""
+"""Errors on several ranks, and the interaction with DDP, other process groups and copies."""
 
 import copy
 import os
@@ -40,7 +40,7 @@ def held(module):
 
 
 def refusal(call):
-    """Return the type and text of what a call raises."""
+    """Return the type and message of the error raised by a call."""
     try:
         call()
     except Exception as error:
@@ -49,7 +49,7 @@ def refusal(call):
 
 
 def refused_on_one(fault, options):
-    """Make two good calls, a call that is wrong on rank 1 and a good one; return what was raised, and what changed."""
+    """Make two valid calls, one that is invalid on rank 1, and a valid one; return the errors and the state."""
     module = XBM(DIM, CAPACITY, warmup=0, **options)
     for step in range(2):
         module(*own_batch(step))
@@ -104,7 +104,7 @@ def test_what_one_rank_refuses_all_refuse(ranks, fault, own, others):
         assert expected in raised[1]
         assert same
     one, other = (memory for *_, memory in found)
-    assert all(torch.equal(one[name], other[name]) for name in one)  # and they go on
+    assert all(torch.equal(one[name], other[name]) for name in one)  # and training continues
 
 
 def test_rows_that_are_not_finite_are_skipped_on_all(ranks):
@@ -125,10 +125,10 @@ OTHERS = {
 
 
 def differing(change):
-    """Make one rank's memory another one; return what the first call raises."""
+    """Change one rank's memory; return the error of the first call."""
     options = {"capacity": CAPACITY, "dim": DIM, "warmup": 0, "match": lambda a, b: a[:, None] == b[None, :]}
     module = XBM(**options | (OTHERS.get(change, {}) if dist.get_rank() == 1 or change == "mode" else {}))
-    if change == "mode":  # of a sharded memory, which all evaluate together
+    if change == "mode":  # for a sharded memory, evaluation is collective
         module.train(dist.get_rank() == 0)
     if dist.get_rank() == 1 and change == "step":
         module.step += 3
@@ -159,7 +159,7 @@ def encoder():
 
 
 def trained(sharded=False, steps=5):
-    """Train an encoder under DDP, XBM beside it; return its weights."""
+    """Train an encoder under DDP with a separate XBM; return its weights."""
     network = encoder()
     wrapped = DistributedDataParallel(network)
     module = XBM(DIM, CAPACITY, warmup=1, dtype=torch.float64, shard=sharded)
@@ -188,7 +188,7 @@ def test_ddp_trains_as_one_process_does(ranks, sharded):
 
 
 class Both(torch.nn.Module):
-    """An encoder and a memory that DDP wraps together."""
+    """An encoder and a memory, wrapped together in DDP."""
 
     def __init__(self, ignored):
         super().__init__()
@@ -214,11 +214,11 @@ def test_a_memory_that_ddp_would_broadcast_is_refused(ranks):
     (ok, one), (_, other) = ranks.run(inside_ddp, True)
     assert ok is None
     assert one["count"] == CAPACITY
-    assert not torch.equal(one["embeddings"], other["embeddings"])  # each its own shard, as it should be
+    assert not torch.equal(one["embeddings"], other["embeddings"])  # each rank keeps its own shard
 
 
 def with_an_empty_rank(kind, sharded):
-    """Let rank 1 bring no rows, and as little beside them as it may; return what comes of it."""
+    """Let rank 1 pass no rows, and only the required arguments; return the results."""
     module = XBM(DIM, CAPACITY, warmup=0, dtype=torch.float64, shard=sharded)
     if dist.get_rank() == 0:
         calls = [whole_call(kind, step) for step in range(2)]
@@ -265,7 +265,7 @@ def test_more_ranks_than_rows(ranks, loss):
 
 
 def unlike_gradients():
-    """Evaluate a sharded memory where one rank alone wants a gradient."""
+    """Evaluate a sharded memory where only one rank requires a gradient."""
     module = XBM(DIM, CAPACITY, warmup=0, shard=True)
     x, labels = own_batch(0)
     module(x, labels)
@@ -339,7 +339,7 @@ def test_a_sharded_memory_is_evaluated_by_all(ranks):
 
 def filled(sharded):
     module = XBM(DIM, CAPACITY, warmup=0, shard=sharded)
-    loader = [(*own_batch(step, n=2), torch.arange(2)) for step in range(1 + 2 * dist.get_rank())]  # of unequal lengths
+    loader = [(*own_batch(step, n=2), torch.arange(2)) for step in range(1 + 2 * dist.get_rank())]  # unequal lengths
     offered = module.fill(lambda x: x, loader)
     return offered, module.labels, module.ids, int(module.count), int(module.step)
 
@@ -355,7 +355,7 @@ def test_filling_from_loaders_of_unequal_lengths(ranks):
 
 
 def own_groups():
-    """Let each rank train with a group of itself alone."""
+    """Let each rank train with a process group that holds only itself."""
     groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
     with pytest.raises(ValueError, match="not among the ranks of the group"):
         XBM(DIM, CAPACITY, group=groups[1 - dist.get_rank()])
@@ -374,7 +374,7 @@ def test_a_group_of_ones_own(ranks):
 
 
 def learned():
-    """Return the gradient of a loss's own parameter."""
+    """Return the gradient of the loss's parameter."""
     torch.manual_seed(0)
 
     class Scaled(torch.nn.Module):
@@ -400,8 +400,8 @@ def test_a_losss_own_parameters_get_the_same_gradient_on_all(ranks):
 
 
 def left(seconds):
-    """Let rank 1 leave, or stay away; return what rank 0 is told."""
-    group = dist.new_group(timeout=timedelta(seconds=3))  # of the calls alone: to start may take longer
+    """Let rank 1 exit or hang; return the error of rank 0."""
+    group = dist.new_group(timeout=timedelta(seconds=3))  # for calls only; starting may take longer
     module = XBM(DIM, CAPACITY, group=group)
     module(*own_batch(0))
     if dist.get_rank() == 1:
@@ -425,7 +425,7 @@ def test_a_rank_that_leaves_is_an_error_that_names_xbm(seconds):
 
 
 def states():
-    """Return a sharded memory's state dict, whole, and what comes of loading plain ones of two capacities."""
+    """Return the whole state dict of a sharded memory, and the results of loading plain ones of two capacities."""
     module = XBM(DIM, CAPACITY, warmup=0, shard=True)
     for step in range(2):
         module(*own_batch(step))
@@ -455,10 +455,10 @@ def test_a_shards_state(ranks):
         torch.testing.assert_close(one["whole"]["embeddings"], module.embeddings)
         assert torch.equal(one["whole"]["labels"], module.labels)
         assert one["again"]
-        assert "holds 16 slots, this one 8: load it into the capacity that it was saved with" in one["refused"]
+        assert "with the capacity it was saved with, got capacity 8 for 16 saved slots" in one["refused"]
         assert {one["types"][name] for name in ("embeddings", "labels", "ids", "stored_at")} == {"DTensor"}
         plain = XBM(DIM, CAPACITY)
-        plain.load_state_dict(one["whole"])  # on one process
+        plain.load_state_dict(one["whole"])  # in one process
         assert torch.equal(plain.rows().labels, module.rows().labels)
     newest = torch.cat([one["smaller"] for one in found])
     assert torch.equal(newest, module.rows().labels[-8:])

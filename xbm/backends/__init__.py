@@ -1,14 +1,14 @@
-"""What the Array API standard has no word for: one small file per array library.
+"""Operations missing from the Array API standard: one small module per array library.
 
-The core speaks the standard only. The few things it lacks (writing rows in place, stopping a gradient,
-walking an array in blocks, ...) are plain functions of the same names in every file here. A library
-without a file of its own runs through `standard`, which needs nothing but the standard.
+The core uses only the standard. The few operations the standard lacks (writing rows in place, stopping a gradient,
+walking over an array in blocks, ...) are plain functions with the same names in every module here. A library without
+its own module uses `standard`, which is written in the standard alone.
 
-A library that neither speaks the standard nor is known to array-api-compat has a namespace of standard names in
-`xbm.backends.namespaces`.
+A library that neither implements the standard nor is supported by array-api-compat has a namespace with the standard's
+names in `xbm.backends.namespaces`.
 
-To add a backend, write `xbm/backends/<name>.py` with the names in `OPERATIONS`, importing from `standard`
-whatever it has no better word for.
+To add a backend, write `xbm/backends/<name>.py` with the names in `OPERATIONS`. Import those that need no special
+implementation from `standard`.
 """
 
 from importlib import import_module
@@ -19,10 +19,10 @@ from typing import Any, TypeAlias
 import array_api_compat
 
 Array: TypeAlias = Any
-"""An array of any library: the standard names no type that all of them share."""
+"""An array of any library. It is Any, because the libraries share no base type."""
 
 Namespace: TypeAlias = ModuleType
-"""The functions and dtypes of one library, as `array_namespace` finds them."""
+"""The functions and dtypes of one library, as returned by `array_namespace`."""
 
 OPERATIONS = (
     "write_rows",
@@ -49,12 +49,12 @@ OPERATIONS = (
 
 
 def array_namespace(x: Array) -> Namespace:
-    """Return the namespace of an array's library, looked up once per type of array.
+    """Return the namespace of an array's library, cached by the type of the array.
 
     Raises
     ------
     TypeError
-        If it is no array.
+        If x is not an array.
     """
     kind = type(x)
     if kind not in _namespaces:
@@ -63,19 +63,19 @@ def array_namespace(x: Array) -> Namespace:
 
 
 def of(array: Array) -> tuple[Namespace, ModuleType]:
-    """Return `(xp, ops)`: the namespace of the array's library, and its operations beyond the standard.
+    """Return `(xp, ops)`: the namespace of the array's library, and the module with its operations.
 
     Raises
     ------
     TypeError
-        If it is no array.
+        If `array` is not an array.
     """
     xp = array_namespace(array)
     return xp, operations(xp)
 
 
 def device_of(array: Array) -> Any:
-    """Return where an array lies, None where a compiler has yet to decide."""
+    """Return the device of an array; None if a compiler has not assigned one yet."""
     return getattr(array, "device", None) or None
 
 
@@ -95,14 +95,14 @@ def operations(xp: Namespace) -> ModuleType:
 
 
 def _ours(library: str) -> Namespace | None:
-    """Return our own namespace of a library, None if it has a better one."""
+    """Return the namespace of a library from `xbm.backends.namespaces`, or None if there is none."""
     if library not in _own:
         module = f"{__name__}.namespaces.{library}"
         _own[library] = import_module(module) if find_spec(module) else None
     return _own[library]
 
 
-# Plain dicts: torch.compile looks through functools.cache, and warns.
+# Plain dicts, because torch.compile traces into functools.cache and warns.
 _namespaces: dict[type, Namespace] = {}  # by type of array
 _loaded: dict[str, ModuleType] = {}  # operations by name of library
 _own: dict[str, Namespace | None] = {}  # by name of library

@@ -1,4 +1,4 @@
-"""Operations for JAX: donates what it writes into, walks in a loop compiled once, differentiates by `jax.vjp`."""
+"""Operations for JAX: writes into donated buffers, walks in a compiled loop, differentiates with `jax.vjp`."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -40,17 +40,17 @@ __all__ = [
 
 @partial(jax.jit, donate_argnums=0)
 def write_rows(array: Array, slots: Array, rows: Array) -> Array:
-    """Write rows (K, ...) into slots (K,), none twice, of a ring (M, ...), K <= M; return the ring.
+    """Write rows (K, ...) into distinct slots (K,) of a ring buffer (M, ...), K <= M; return the buffer.
 
-    In place: called eagerly it donates `array`, within a compiled function that function must.
+    The write is in place if `array` is donated. An eager call donates it; a compiled function must donate it itself.
     """
     return array.at[slots].set(rows, unique_indices=True)
 
 
 def rewrite(array: Array, visit: Callable[..., Array], column: Array, size: int) -> Array:
-    """Replace the rows of a ring (M, ...) by `visit(rows, column)` of each block of `size` rows and of a column (M,).
+    """Replace the rows of a ring buffer (M, ...) by `visit(rows, column)`, for each block of `size` rows.
 
-    Traced, one loop in place. Eagerly a copy.
+    `visit` also gets the block of `column` (M,). Under tracing, this is one loop in place; eagerly, it copies.
     """
     if not is_compiling(array):
         return rewrite_eagerly(array, visit, column, size)
@@ -73,7 +73,7 @@ def stop_gradient(x: Array) -> Array:
 def fold(visit: Callable[..., Any], columns: Sequence[Array], size: int, *, limit: int | None = None) -> Any:
     """Fold `carry = visit(carry, start, *blocks)` over blocks of `size` rows of arrays of equal length.
 
-    Traced, the blocks between the first and a shorter last one are one loop, compiled once.
+    Under tracing, all blocks except the first and a shorter last one run in one loop, which is compiled once.
     """
     rows = columns[0].shape[0]
     whole = rows // size
@@ -90,21 +90,21 @@ def fold(visit: Callable[..., Any], columns: Sequence[Array], size: int, *, limi
 
 
 def after(x: Array, value: Array) -> Array:
-    """Return integers x, to be used only once `value`, a scalar that is never negative, is computed."""
+    """Return integers x with a data dependence on `value`, a non-negative scalar, so that `value` is computed first."""
     return x + (value < 0)
 
 
 def top_k(x: Array, k: int) -> tuple[Array, Array]:
     """Return the k largest of each row of x (B, n) as (values, indices), both (B, k), k <= n.
 
-    In falling order; of equal values the lowest index comes first.
+    The values are in descending order; ties are ordered by index.
     """
     values, indices = jax.lax.top_k(x, k)
     return values, indices
 
 
 def running_sum(x: Array) -> Array:
-    """Return the sums of the first i + 1 entries along the last axis, in x's dtype."""
+    """Return the cumulative sums along the last axis, in x's dtype."""
     return jnp.cumsum(x, axis=-1, dtype=x.dtype)
 
 
@@ -116,7 +116,7 @@ def restore_order(x: Array, order: Array) -> Array:
 def value_and_gradient(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
     """Return `(function(x) (B,), d sum(function(x)) / dx)` by reverse-mode differentiation.
 
-    The value stays a function of whatever learned parameters the function has.
+    The value remains differentiable with respect to the function's learned parameters.
     """
     value, pull_back = jax.vjp(function, stop_gradient(x))
     (gradient,) = pull_back(jnp.ones_like(value))
@@ -124,35 +124,35 @@ def value_and_gradient(function: Callable[[Array], Array], x: Array) -> tuple[Ar
 
 
 def full_precision(x: Array) -> AbstractContextManager[Any]:
-    """Return a context in which products of float32 are not rounded to less on their way, as accelerators do."""
+    """Return a context in which float32 matrix products use full precision, which accelerators reduce by default."""
     return jax.default_matmul_precision("float32")
 
 
 def is_compiling(x: Array) -> bool:
-    """Tell whether x is being traced, so that no value may be read."""
+    """Return whether x is being traced, so that its value is not available."""
     return isinstance(x, jax.core.Tracer)
 
 
 def on_host(x: Array) -> bool:
-    """Tell whether arrays lie where the processor's cache is what makes a block too large."""
+    """Return whether arrays are on the CPU, where the cache limits the block size."""
     return jax.default_backend() == "cpu"
 
 
 def integer_dtype(xp: Namespace) -> Any:
-    """Return the dtype of labels, ids and counters: int32, or int64 where `jax_enable_x64` is on."""
+    """Return the dtype of labels, ids and counters: int32, or int64 if `jax_enable_x64` is on."""
     return xp.__array_namespace_info__().default_dtypes()["integral"]
 
 
 def may_differentiate(x: Array) -> bool:
-    """Tell whether x is being traced: by `grad`, or by a compiler, which leaves out what is not asked for."""
+    """Return whether x is being traced, by `grad` or by a compiler. The compiler removes unused gradients."""
     return is_compiling(x)
 
 
 def attach_gradient(value: Array, *pairs: tuple[Array, Array]) -> Array:
-    """Return the scalar `value` with a gradient known in closed form for each `(x, gradient)` in `pairs`.
+    """Return the scalar `value` with a closed-form gradient for each `(x, gradient)` in `pairs`.
 
-    Only the gradients are kept for the way back. They are scaled in their own dtype before they are cast to x's.
-    A dependence of `value` on learned parameters stays.
+    Only the gradients are saved for the backward pass. They are scaled in their own dtype before the cast to x's dtype.
+    `value` remains differentiable with respect to learned parameters.
     """
     xs, gradients = zip(*pairs, strict=True)
     return _closed_form(value, xs, tuple(map(stop_gradient, gradients)))
@@ -175,13 +175,13 @@ def _backward(kept: Any, upstream: Array) -> tuple[Any, ...]:
 
 @jax.custom_jvp
 def _differentiated_once(gradients: tuple[Array, ...], xs: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Return the gradients, constants whatever they were made of, or refuse to be differentiated for it."""
+    """Return the gradients unchanged. Differentiating them, as a second derivative would, raises an error."""
     return gradients
 
 
 @_differentiated_once.defjvp
 def _refused(primals: Any, tangents: Any) -> Any:
-    raise RuntimeError("XBM knows first derivatives only, in closed form: differentiate its loss once")
+    raise RuntimeError("XBM supports first derivatives only, in closed form: differentiate its loss only once")
 
 
 _closed_form.defvjp(_forward, _backward)

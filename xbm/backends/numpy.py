@@ -1,4 +1,4 @@
-"""Operations for NumPy: writes in place, selects by partition."""
+"""Operations for NumPy: writes in place, selects by partial sorting."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ __all__ = [
 
 
 def write_rows(array: NDArray[Any], slots: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
-    """Write rows (K, ...) into slots (K,), none twice, of a ring (M, ...), K <= M; return the ring."""
+    """Write rows (K, ...) into distinct slots (K,) of a ring buffer (M, ...), K <= M; return the buffer."""
     array[slots] = rows
     return array
 
@@ -57,12 +57,12 @@ def write_rows(array: NDArray[Any], slots: NDArray[Any], rows: NDArray[Any]) -> 
 def top_k(x: NDArray[Any], k: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the k largest of each row of x (B, n) as (values, indices), both (B, k), k <= n.
 
-    In falling order; of equal values the lowest index comes first.
+    The values are in descending order; ties are ordered by index.
     """
     indices = np.sort(np.argpartition(x, -k, axis=1)[:, -k:], axis=1)
     least = np.take_along_axis(x, indices, axis=1).min(axis=1, keepdims=True)
     tied = np.count_nonzero(x >= least, axis=1) > k
-    # A partition may keep any of the values that equal the smallest one kept.
+    # argpartition may select any of the entries tied with the smallest selected value.
     indices[tied] = np.sort(np.argsort(-x[tied], axis=1, stable=True)[:, :k], axis=1)
     values = np.take_along_axis(x, indices, axis=1)
     order = np.argsort(-values, axis=1, stable=True)
@@ -77,5 +77,5 @@ def restore_order(x: NDArray[Any], order: NDArray[Any]) -> NDArray[Any]:
 
 
 def known(x: NDArray[Any]) -> int:
-    """Return the value of an integer scalar: in NumPy reading it costs nothing."""
+    """Return the value of an integer scalar, which NumPy can always read."""
     return int(x)

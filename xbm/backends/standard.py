@@ -1,6 +1,6 @@
-"""Operations for any library of the Array API standard: correct everywhere, fastest nowhere.
+"""Operations for any library of the Array API standard, written in the standard alone.
 
-The standard has no scatter, so a write copies the array; nothing else here is slower than it must be.
+The standard has no scatter, so a write copies the array.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,13 +9,13 @@ from typing import Any
 
 from xbm.backends import Array, Namespace, array_namespace, device_of
 
-GATHER_BELOW = 0.25  # share of columns up to which gathering them beats computing with all
+GATHER_BELOW = 0.25  # largest share of columns for which gathering them is faster than computing with all columns
 
 
 def write_rows(array: Array, slots: Array, rows: Array) -> Array:
-    """Write rows (K, ...) into slots (K,) of a ring (M, ...), K <= M; return the ring.
+    """Write rows (K, ...) into distinct slots (K,) of a ring buffer (M, ...), K <= M; return the buffer.
 
-    No slot comes twice. Consumes `array`: only the returned one may be used afterwards. A full copy here.
+    `array` is consumed: use only the returned array afterwards. This implementation makes a full copy.
     """
     size, written = array.shape[0], rows.shape[0]
     if written == 0:
@@ -29,9 +29,10 @@ def write_rows(array: Array, slots: Array, rows: Array) -> Array:
 
 
 def rewrite(array: Array, visit: Callable[..., Array], column: Array, size: int) -> Array:
-    """Replace the rows of a ring (M, ...) by `visit(rows, column)` of each block of `size` rows and of a column (M,).
+    """Replace the rows of a ring buffer (M, ...) by `visit(rows, column)`, for each block of `size` rows.
 
-    Consumes `array`: only the returned one may be used afterwards. A full copy here.
+    `visit` also gets the block of `column` (M,). `array` is consumed: use only the returned array afterwards. This
+    implementation makes a full copy.
     """
     xp, M = array_namespace(array), array.shape[0]
     blocks = [slice(i, min(i + size, M)) for i in range(0, M, size)]
@@ -39,21 +40,21 @@ def rewrite(array: Array, visit: Callable[..., Array], column: Array, size: int)
 
 
 def rewrite_in_place(array: Array, visit: Callable[..., Array], column: Array, size: int) -> Array:
-    """Do the same block by block in the array itself, where slices can be assigned to."""
+    """Do the same in place, for libraries that support slice assignment."""
     for i in range(0, array.shape[0], size):
         array[i : i + size] = visit(array[i : i + size], column[i : i + size])
     return array
 
 
 def stop_gradient(x: Array) -> Array:
-    """Return x as a constant for whatever differentiates through the library."""
+    """Return x as a constant for automatic differentiation."""
     return x
 
 
 def fold(visit: Callable[..., Any], columns: Sequence[Array], size: int, *, limit: int | None = None) -> Any:
     """Fold `carry = visit(carry, start, *blocks)` over blocks of `size` rows of arrays of equal length.
 
-    The first carry is None. Blocks that begin at row `limit` or later are left out.
+    The first carry is None. Blocks that start at row `limit` or later are skipped.
     """
     length = columns[0].shape[0]
     carry = None
@@ -66,7 +67,7 @@ def fold(visit: Callable[..., Any], columns: Sequence[Array], size: int, *, limi
 def top_k(x: Array, k: int) -> tuple[Array, Array]:
     """Return the k largest of each row of x (B, n) as (values, indices), both (B, k), k <= n.
 
-    In falling order; of equal values the lowest index comes first.
+    The values are in descending order; ties are ordered by index.
     """
     xp = array_namespace(x)
     indices = xp.argsort(x, axis=1, descending=True, stable=True)[:, :k]
@@ -74,7 +75,7 @@ def top_k(x: Array, k: int) -> tuple[Array, Array]:
 
 
 def running_sum(x: Array) -> Array:
-    """Return the sums of the first i + 1 entries along the last axis, in x's dtype."""
+    """Return the cumulative sums along the last axis, in x's dtype."""
     return array_namespace(x).cumulative_sum(x, axis=-1)
 
 
@@ -90,15 +91,16 @@ def is_positive(x: Array) -> Array:
 
 
 def few(mask: Array) -> Array | None:
-    """Return the indices of a mask's True entries, at least one, if they are few and cost nothing to read, else None.
+    """Return the indices of a mask's True entries if they are few and can be read without a device sync, else None.
 
-    The only place where a shape or a branch may depend on values.
+    The result has at least one index, also if no entry is True. This is the only operation whose shape may depend on
+    values.
     """
     return None
 
 
 def few_on_host(mask: Array) -> Array | None:
-    """Return the indices of a mask's True entries, at least one, if they are few: for eager code on the host."""
+    """Implement `few` for eager code on the host."""
     xp = array_namespace(mask)
     (indices,) = xp.nonzero(mask)
     if indices.shape[0] > GATHER_BELOW * mask.shape[0]:
@@ -109,63 +111,63 @@ def few_on_host(mask: Array) -> Array | None:
 def value_and_gradient(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
     """Return `(function(x) (B,), d sum(function(x)) / dx)` by automatic differentiation."""
     raise NotImplementedError(
-        f"{type(x).__module__} cannot differentiate a function: give the loss as an xbm.PairLoss, with its weights"
+        f"a function as a loss needs automatic differentiation, which {type(x).__module__} lacks: "
+        "use an xbm.PairLoss, which defines its weights"
     )
 
 
 def full_precision(x: Array) -> AbstractContextManager[Any]:
-    """Return a context in which nothing is computed in less than the inputs' precision."""
+    """Return a context in which no operation uses less than the inputs' precision."""
     return nullcontext()
 
 
 def known(x: Array) -> int | None:
-    """Return the value of an integer scalar if reading it costs nothing (no device waits), else None."""
+    """Return the value of an integer scalar if it can be read without a device sync, else None."""
     return None
 
 
 def is_compiling(x: Array) -> bool:
-    """Tell whether a call with x is being traced by a compiler, so that no value may be read."""
+    """Return whether a call with x is being traced by a compiler, so that values are not available."""
     return False
 
 
 def unrolls(x: Array) -> bool:
-    """Tell whether x is being traced by a compiler that repeats the walk's body for each block."""
+    """Return whether x is being traced by a compiler that unrolls the walk's loop over blocks."""
     return False
 
 
 def on_host(x: Array) -> bool:
-    """Tell whether x lies where the processor's cache is what makes a block too large."""
+    """Return whether x is on the CPU, where the cache limits the block size."""
     return True
 
 
 def integer_dtype(xp: Namespace) -> Any:
-    """Return the dtype of labels, ids and counters: int64, or the widest integers there are."""
+    """Return the dtype of labels, ids and counters: int64, or the library's widest integers."""
     return xp.int64
 
 
 def after(x: Array, value: Array) -> Array:
-    """Return integers x, to be used only once `value`, a scalar that is never negative, is computed.
+    """Return integers x with a data dependence on `value`, a non-negative scalar, so that `value` is computed first.
 
-    A compiler that orders operations by nothing but their data copies an array which it may have to read after it was
-    written into.
+    A compiler that orders operations by data dependence alone copies an array if a read may follow an in-place write.
     """
     return x
 
 
 def length(x: Array, axis: int = 0, *, most: int | None = None) -> Any:
-    """Return the length of an axis, or `most` if that is less: an int if known when traced, else a scalar array."""
+    """Return the length of an axis, at most `most`: an int if known at tracing time, else a scalar array."""
     size = x.shape[axis]
     return size if most is None else min(size, most)
 
 
 def may_differentiate(x: Array) -> bool:
-    """Tell whether something may differentiate what is made of x, other than by the returned gradient."""
+    """Return whether automatic differentiation may differentiate results computed from x."""
     return False
 
 
 def attach_gradient(value: Array, *pairs: tuple[Array, Array]) -> Array:
-    """Return the scalar `value` with a gradient known in closed form for each `(x, gradient)` in `pairs`.
+    """Return the scalar `value` with a closed-form gradient for each `(x, gradient)` in `pairs`.
 
-    Where the library cannot differentiate, `value` itself.
+    Libraries without automatic differentiation return `value` itself.
     """
     return value

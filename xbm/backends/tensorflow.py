@@ -1,4 +1,4 @@
-"""Operations for TensorFlow: scatters into variables, walks in a loop of the graph, differentiates by tapes."""
+"""Operations for TensorFlow: scatters into variables, walks in a graph loop, differentiates with gradient tapes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,9 +34,9 @@ __all__ = [
 
 
 def write_rows(array: tf.Tensor | tf.Variable, slots: tf.Tensor, rows: tf.Tensor) -> tf.Tensor | tf.Variable:
-    """Write rows (K, ...) into slots (K,), none twice, of a ring (M, ...), K <= M; return the ring.
+    """Write rows (K, ...) into distinct slots (K,) of a ring buffer (M, ...), K <= M; return the buffer.
 
-    In place where the ring is a variable; a tensor cannot be written into, so another is returned, a full copy.
+    A variable is written in place. A tensor is immutable, so a full copy is returned.
     """
     if isinstance(array, tf.Variable):
         array.scatter_update(tf.IndexedSlices(rows, slots))
@@ -47,9 +47,10 @@ def write_rows(array: tf.Tensor | tf.Variable, slots: tf.Tensor, rows: tf.Tensor
 def rewrite(
     array: tf.Tensor | tf.Variable, visit: Callable[..., tf.Tensor], column: tf.Tensor, size: int
 ) -> tf.Tensor | tf.Variable:
-    """Replace the rows of a ring (M, ...) by `visit(rows, column)` of each block of `size` rows and of a column (M,).
+    """Replace the rows of a ring buffer (M, ...) by `visit(rows, column)`, for each block of `size` rows.
 
-    In place where the ring is a variable, of which no more than a block is read at a time. In a graph, one loop.
+    `visit` also gets the block of `column` (M,). A variable is written in place, and only one block is read at a time;
+    in a graph, this is one loop. For a tensor, a copy is returned.
     """
     if not isinstance(array, tf.Variable):
         return rewrite_copied(array, visit, column, size)
@@ -72,7 +73,7 @@ def rewrite(
 
 
 def stop_gradient(x: tf.Tensor) -> tf.Tensor:
-    """Return x as a constant for tapes."""
+    """Return x as a constant for gradient tapes."""
     return tf.stop_gradient(x)
 
 
@@ -81,9 +82,9 @@ def fold(
 ) -> Any:
     """Fold `carry = visit(carry, start, *blocks)` over blocks of `size` rows of arrays of equal length.
 
-    In a graph, the blocks between the first and a shorter last one are one loop.
+    In a graph, all blocks except the first and a shorter last one run in one loop.
     """
-    columns = [tf.convert_to_tensor(column) for column in columns]  # a variable is read once
+    columns = [tf.convert_to_tensor(column) for column in columns]  # read each variable only once
     rows = columns[0].shape[0]
     whole = rows // size
     if whole < 3 or tf.executing_eagerly():
@@ -102,22 +103,22 @@ def fold(
 
 
 def after(x: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
-    """Return integers x, to be used only once `value`, a scalar that is never negative, is computed."""
+    """Return integers x with a data dependence on `value`, a non-negative scalar, so that `value` is computed first."""
     return x + tf.cast(value < 0, x.dtype)
 
 
 def top_k(x: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the k largest of each row of x (B, n) as (values, indices), both (B, k), k <= n.
 
-    In falling order; of equal values the lowest index comes first.
+    The values are in descending order; ties are ordered by index.
     """
-    ordered = tf.where(tf.math.is_nan(x), tf.constant(float("inf"), x.dtype), x)  # TensorFlow's own puts a NaN anywhere
+    ordered = tf.where(tf.math.is_nan(x), tf.constant(float("inf"), x.dtype), x)  # NaN breaks tf.math.top_k
     indices = tf.math.top_k(ordered, k).indices
     return tf.gather(x, indices, axis=1, batch_dims=1), tf.cast(indices, tf.int64)
 
 
 def running_sum(x: tf.Tensor) -> tf.Tensor:
-    """Return the sums of the first i + 1 entries along the last axis, in x's dtype."""
+    """Return the cumulative sums along the last axis, in x's dtype."""
     return tf.cumsum(x, axis=-1)
 
 
@@ -127,9 +128,9 @@ def restore_order(x: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
 
 
 def value_and_gradient(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return `(function(x) (B,), d sum(function(x)) / dx)` by a tape of its own.
+    """Return `(function(x) (B,), d sum(function(x)) / dx)`, computed with a separate gradient tape.
 
-    The value stays a function of whatever learned parameters the function has.
+    The value remains differentiable with respect to the function's learned parameters.
     """
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         leaf = tf.stop_gradient(x)
@@ -140,17 +141,17 @@ def value_and_gradient(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor)
 
 
 def is_compiling(x: tf.Tensor) -> bool:
-    """Tell whether a graph is being traced, so that no value may be read."""
+    """Return whether a graph is being traced, so that values are not available."""
     return not tf.executing_eagerly()
 
 
 def on_host(x: tf.Tensor) -> bool:
-    """Tell whether tensors lie where the processor's cache is what makes a block too large."""
+    """Return whether tensors are on the CPU, where the cache limits the block size."""
     return not tf.config.list_logical_devices("GPU")
 
 
 def length(x: tf.Tensor, axis: int = 0, *, most: int | None = None) -> Any:
-    """Return the length of an axis, or `most` if that is less: an int if known when traced, else a scalar tensor."""
+    """Return the length of an axis, at most `most`: an int if known at tracing time, else a scalar tensor."""
     size = x.shape[axis]
     if size is not None:
         return size if most is None else min(size, most)
@@ -159,14 +160,15 @@ def length(x: tf.Tensor, axis: int = 0, *, most: int | None = None) -> Any:
 
 
 def may_differentiate(x: tf.Tensor) -> bool:
-    """Tell whether a tape may be watching: it does not say."""
+    """Return True, because TensorFlow does not tell whether a gradient tape is watching x."""
     return True
 
 
 def attach_gradient(value: tf.Tensor, *pairs: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-    """Return the scalar `value` with a gradient known in closed form for each `(x, gradient)` in `pairs`.
+    """Return the scalar `value` with a closed-form gradient for each `(x, gradient)` in `pairs`.
 
-    They are scaled in their own dtype before they are cast to x's. A dependence of `value` on learned parameters stays.
+    The gradients are scaled in their own dtype before the cast to x's dtype. `value` remains differentiable with
+    respect to learned parameters.
     """
     xs, gradients = zip(*pairs, strict=True)
 

@@ -35,7 +35,7 @@ __all__ = [
 
 
 def write_rows(array: Tensor, slots: Tensor, rows: Tensor) -> Tensor:
-    """Write rows (K, ...) into slots (K,), none twice, of a ring (M, ...), K <= M; return the ring."""
+    """Write rows (K, ...) into distinct slots (K,) of a ring buffer (M, ...), K <= M; return the buffer."""
     return array.index_copy_(0, slots, rows)
 
 
@@ -47,12 +47,12 @@ def stop_gradient(x: Tensor) -> Tensor:
 def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k largest of each row of x (B, n) as (values, indices), both (B, k), k <= n.
 
-    In falling order; of equal values the lowest index comes first.
+    The values are in descending order; ties are ordered by index.
     """
     rows = x.shape[1]
     values, indices = torch.topk(x, min(k + 1, rows), dim=1)
     indices = indices[:, :k]
-    # topk may keep any of the values that equal the smallest one kept. Where to look costs nothing, most have no such.
+    # topk may select any of the entries tied with the smallest selected value. On the CPU, check first: ties are rare.
     if k < rows and (is_compiling() or x.device.type != "cpu" or (values[:, k - 1] == values[:, k]).any()):
         indices = _first_of_equals(x, values[:, k - 1 : k], k)
     indices = indices.sort(dim=1).values
@@ -61,7 +61,7 @@ def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _first_of_equals(x: Tensor, least: Tensor, k: int) -> Tensor:
-    """Return the indices of the k largest, of which `least` (B, 1) is the smallest, the lowest of equal ones."""
+    """Return the indices of the k largest entries, ties by index; `least` (B, 1) is the k-th largest value."""
     above, equal = (x > least) | x.isnan(), x == least
     kept = above | (equal & (equal.cumsum(1) <= k - above.sum(dim=1, keepdim=True)))
     backwards = torch.arange(x.shape[1], 0, -1, device=x.device)
@@ -69,7 +69,7 @@ def _first_of_equals(x: Tensor, least: Tensor, k: int) -> Tensor:
 
 
 def running_sum(x: Tensor) -> Tensor:
-    """Return the sums of the first i + 1 entries along the last axis, in x's dtype."""
+    """Return the cumulative sums along the last axis, in x's dtype."""
     return x.cumsum(-1, dtype=x.dtype)
 
 
@@ -79,22 +79,22 @@ def restore_order(x: Tensor, order: Tensor) -> Tensor:
 
 
 def is_positive(x: Tensor) -> Tensor:
-    """Return 1 where x > 0 and 0 elsewhere, in x's dtype: on the CPU five times as fast as a comparison and a cast."""
+    """Return 1 where x > 0, else 0, in x's dtype. On the CPU this is five times as fast as comparing and casting."""
     return x.clip(min=0).sign()
 
 
 def few(mask: Tensor) -> Tensor | None:
-    """Return the indices of a mask's True entries, at least one, if they are few; None where a device would wait."""
+    """Return the indices of a mask's True entries, at least one, if they are few; None on devices and in compilers."""
     return few_on_host(mask) if mask.device.type == "cpu" and not is_compiling() else None
 
 
 def value_and_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """Return `(function(x) (B,), d sum(function(x)) / dx)` by autograd.
 
-    The value keeps its graph, to whatever learned parameters the function has.
+    The value keeps its graph to the function's learned parameters.
     """
     if is_compiling():
-        raise RuntimeError("a function as a loss runs eagerly only: leave it, or the XBM that it is in, uncompiled")
+        raise RuntimeError("torch.compile does not support a function as a loss: do not compile it or its XBM module")
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         value = function(leaf)
@@ -111,36 +111,35 @@ def full_precision(x: Tensor) -> AbstractContextManager[Any]:
 
 
 def known(x: Tensor) -> int | None:
-    """Return the value of an integer scalar on the host, None on a device or under a compiler."""
+    """Return the value of an integer scalar on the CPU; None on other devices or under a compiler."""
     return int(x) if x.device.type == "cpu" and not is_compiling() else None
 
 
 def is_compiling(x: Tensor | None = None) -> bool:
-    """Tell whether a call is being traced by torch.compile or torch.export."""
+    """Return whether a call is being traced by torch.compile or torch.export."""
     return torch.compiler.is_compiling()
 
 
 def unrolls(x: Tensor) -> bool:
-    """Tell whether x is being traced by a compiler that repeats the walk's body for each block."""
+    """Return whether x is being traced by a compiler that unrolls the walk's loop over blocks."""
     return is_compiling()
 
 
 def on_host(x: Tensor) -> bool:
-    """Tell whether x lies where the processor's cache is what makes a block too large."""
+    """Return whether x is on the CPU, where the cache limits the block size."""
     return x.device.type == "cpu"
 
 
 def may_differentiate(x: Tensor) -> bool:
-    """Tell whether autograd follows what is made of x."""
+    """Return whether autograd records operations on x."""
     return torch.is_grad_enabled() and x.requires_grad
 
 
 def attach_gradient(value: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the scalar `value` with a gradient known in closed form for each `(x, gradient)` in `pairs`.
+    """Return the scalar `value` with a closed-form gradient for each `(x, gradient)` in `pairs`.
 
-    Nothing but the gradients is saved for backward. They are scaled in their own dtype before they are
-    cast to x's, so that a loss scaler's factor rescues what half precision alone would flush to zero.
-    A graph that `value` has already, to learned parameters, stays.
+    Only the gradients are saved for backward. They are scaled in their own dtype before the cast to x's dtype, so that
+    a loss scaler prevents underflow in half precision. `value` keeps its graph to learned parameters.
     """
     if not (torch.is_grad_enabled() and any(x.requires_grad for x, _ in pairs)):
         return value
@@ -159,7 +158,7 @@ class _ClosedForm(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() and not is_compiling():
             raise RuntimeError(
-                "XBM knows first derivatives only, in closed form: take its backward without create_graph=True"
+                "XBM supports first derivatives only, in closed form: call backward without create_graph=True"
             )
         flat = [upstream if ctx.needs_input_grad[0] else None]
         for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):

@@ -15,12 +15,12 @@ LEAST_PAIRS = 8  # with fewer, a leave-one-out error says nothing
 class Map(NamedTuple):
     """A motion of rows: row v with exposure a in [0, 1] moves to v + a (shift + (v - centre) matrix)."""
 
-    centre: Array  # (D,)
-    shift: Array  # (D,)
-    matrix: Array | None  # (D, D); None for a shift alone
-    before: Array  # () mean squared distance of the pairs
-    after: Array  # () the same after each pair was moved by a map fitted to the other pairs
-    good: Array  # () bool, whether to move the memory
+    centre: Array  #: (D,)
+    shift: Array  #: (D,)
+    matrix: Array | None  #: (D, D); None for a shift alone
+    before: Array  #: () mean squared distance of the pairs
+    after: Array  #: () the same after each pair was moved by a map fitted to the other pairs
+    good: Array  #: () bool, whether to move the memory
 
 
 def fit(old: Array, fresh: Array, exposure: Array, *, ridges: tuple[float, ...], normalize: bool) -> Map:

@@ -13,11 +13,11 @@ from xbm.memory_state import MemoryState
 class Motion(NamedTuple):
     """State of drift compensation (D = embedding size); float32, but for `rejected`."""
 
-    shift: Array  # (D,) shift from the last batch
-    trust: Array  # () running mean of the squared distance that a shift saved the next batch; shift only while > 0
-    before: Array  # () mean squared distance of the last map's pairs, old row to fresh row; NaN before the first map
-    after: Array  # () the same after each pair was moved by a map fitted without it
-    rejected: Array  # () integer, maps so far that were rejected, so that the memory did not move
+    shift: Array  #: (D,) shift from the last batch
+    trust: Array  #: () running mean of the squared distance that a shift saved the next batch; shift only while > 0
+    before: Array  #: () mean squared distance of the last map's pairs, old row to fresh row; NaN before the first map
+    after: Array  #: () the same after each pair was moved by a map fitted without it
+    rejected: Array  #: () integer, maps so far that were rejected, so that the memory did not move
 
 
 def still(memory: MemoryState) -> Motion:

@@ -11,9 +11,9 @@ from xbm.backends import Array
 class Probes(NamedTuple):
     """Memory rows to embed again (p = number of probes)."""
 
-    slots: Array  # (p,) integer, slots of the rows, all different
-    filled: Array  # (p,) bool, whether the slot holds a row
-    ids: Array  # (p,) integer, sample of each row; negative = unknown
+    slots: Array  #: (p,) integer, slots of the rows, all different
+    filled: Array  #: (p,) bool, whether the slot holds a row
+    ids: Array  #: (p,) integer, sample of each row; negative = unknown
 
 
 class Rounds:

@@ -1,1 +1,1 @@
-"""Experiments that show what the memory does, on real data and without a download."""
+"""Experiments that show the effect of the memory on real data, without a download."""

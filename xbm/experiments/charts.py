@@ -1,7 +1,7 @@
-"""The report's charts: which lines there are, and each as inline SVG.
+"""The report's charts: the lines of each chart, and their rendering as inline SVG.
 
-A colour has a name in `PALETTE`: charts are drawn in its light value and then refer to the page's variable of that
-name, so they follow the reader's colour scheme like the text round them.
+`PALETTE` names the colours. Charts are drawn with the light values, which are then replaced by the CSS variable of the
+same name. The charts therefore follow the reader's colour scheme, as the text does.
 """
 
 import io
@@ -14,8 +14,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-PALETTE = {  # name: (on light paper, on dark paper)
-    "run-1": ("#0072b2", "#5bb4e8"),  # the first two are a colour-blind safe pair
+PALETTE = {  # name: (light theme, dark theme)
+    "run-1": ("#0072b2", "#5bb4e8"),  # run-1 and run-2 are a colour-blind safe pair
     "run-2": ("#c05000", "#f0994d"),
     "run-3": ("#7a4b9d", "#c6a0e6"),
     "run-4": ("#55606a", "#aab4bd"),
@@ -28,12 +28,12 @@ PALETTE = {  # name: (on light paper, on dark paper)
 }
 MOST_RUNS = sum(name.startswith("run-") for name in PALETTE)
 
-WIDE, NARROW, PANEL = (912, 340), (400, 280), (440, 210)  # pixels; a narrow screen shows the second for the first
-TICKS = (1, 2, 2.5, 5, 10)  # distances between them, up to a power of ten
-MARKERS = "os^D"  # one per run, for those who cannot tell the colours
-DASHES = {"": "-", "dashed": (0, (4, 2)), "dotted": (0, (1, 1.5))}  # names in the page's styles too
-MARKED = 40  # points at most of a line whose points are marked
-SMOOTHED = 1 / 40  # of a line's points are averaged for one of the smooth line
+WIDE, NARROW, PANEL = (912, 340), (400, 280), (440, 210)  # pixels; narrow screens show NARROW in place of WIDE
+TICKS = (1, 2, 2.5, 5, 10)  # allowed tick distances, times a power of ten
+MARKERS = "os^D"  # one per run, for readers who cannot distinguish the colours
+DASHES = {"": "-", "dashed": (0, (4, 2)), "dotted": (0, (1, 1.5))}  # the page's CSS uses the same names
+MARKED = 40  # largest number of points for which every point gets a marker
+SMOOTHED = 1 / 40  # window of the moving mean, as a fraction of the line's points
 STYLE = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "font.sans-serif": ["DejaVu Sans"],
@@ -52,34 +52,34 @@ STYLE = {
 
 
 class Line(NamedTuple):
-    """One run's readings in a chart (p points)."""
+    """One run's values in a chart (p points)."""
 
-    run: int  # counted from 0
+    run: int  # index of the run, from 0
     label: str
     steps: np.ndarray  # (p,)
     values: np.ndarray  # (p,) float, NaN = gap
-    dash: str = ""  # among DASHES
+    dash: str = ""  # a key of DASHES
 
     @property
     def ends(self):
-        """The first and the last reading."""
+        """The first and the last finite value."""
         return self.values[np.isfinite(self.values)][[0, -1]]
 
 
 class Chart(NamedTuple):
-    """Lines over the training steps, and how they are drawn."""
+    """Lines over the training steps, and their drawing options."""
 
-    name: str  # among the page's charts; seeds the ids in its SVG
+    name: str  # unique on the page; seeds the ids in the SVG
     title: str
     lines: list[Line]
     sizes: tuple[tuple[int, int], ...] = (PANEL,)
-    noisy: bool = True  # smoothed, the readings faint behind
+    noisy: bool = True  # draw the moving mean, with the raw values faint behind it
     percent: bool = False
     log: bool = False
 
 
 def groups(runs):
-    """Yield the page's groups of charts as (name, charts); a chart without lines is left out."""
+    """Yield the page's groups of charts as (name, charts). Charts without lines are omitted."""
     recall = [
         Line(i, run.name, np.asarray(run.recall_steps), np.asarray(run.recall, float))
         for i, run in enumerate(runs)
@@ -91,7 +91,7 @@ def groups(runs):
         for line in readings(runs, name)
     ]
     moved = [
-        line._replace(label=f"{line.label}: {when} the move", dash=dash)
+        line._replace(label=f"{line.label}: {when} compensation", dash=dash)
         for name, when, dash in (("drift_before", "before", ""), ("drift_after", "after", "dashed"))
         for line in readings(runs, name)
     ]
@@ -102,8 +102,8 @@ def groups(runs):
         "memory": [
             Chart("fill", "Fill of the memory", readings(runs, "fill"), noisy=False, percent=True),
             Chart("pairs", "Pairs in use", readings(runs, "pairs")),
-            Chart("drift", "Drift of rows that return", readings(runs, "drift")),
-            Chart("drift-age", "Age of these rows, in steps", readings(runs, "drift_age")),
+            Chart("drift", "Drift of samples seen again", readings(runs, "drift")),
+            Chart("drift-age", "Age of their rows, in steps", readings(runs, "drift_age")),
         ],
         "compensation": [Chart("compensation", "Drift before and after compensation", moved, (WIDE, NARROW))],
     }
@@ -112,13 +112,13 @@ def groups(runs):
 
 
 def readings(runs, name):
-    """Return a line for each run that has the figure."""
+    """Return one line for each run that recorded this figure."""
     lines = [_line(i, run.name, run.figures_steps, run.figures.get(name, ())) for i, run in enumerate(runs)]
     return [line for line in lines if line]
 
 
 def probed(runs):
-    """Return the lines of the slow drift, one for each run and distance in steps; the longest is drawn through."""
+    """Return the lines of the slow drift, one per run and distance in steps. The longest distance is a solid line."""
     lines = []
     for i, run in enumerate(runs):
         for dash, apart in zip(DASHES, sorted(run.probe, reverse=True), strict=False):
@@ -127,7 +127,7 @@ def probed(runs):
 
 
 def _line(run, label, steps, values, dash=""):
-    """Return a line, or None if there is nothing to show; what does not count yet reads 0 and is a gap."""
+    """Return a line, or None if it has no values. Zeros before the first nonzero value become gaps."""
     values = np.array(values, float)
     values[~np.isfinite(values)] = np.nan
     counts = np.cumsum(np.nan_to_num(values) != 0) > 0
@@ -136,7 +136,7 @@ def _line(run, label, steps, values, dash=""):
 
 
 def smooth(values):
-    """Return the centred moving mean of the readings there are; gaps stay gaps."""
+    """Return the centred moving mean of the finite values; gaps stay gaps."""
     window = np.ones(int(SMOOTHED * len(values)) // 2 * 2 + 1)
     there = np.isfinite(values)
     total = np.convolve(np.where(there, values, 0), window, "same")
@@ -144,12 +144,12 @@ def smooth(values):
 
 
 def legend(drawn):
-    """Return what the lines of some charts stand for, each once, as (run, label, dash)."""
+    """Return the legend entries of some charts without duplicates, as (run, label, dash)."""
     return list(dict.fromkeys((line.run, line.label, line.dash) for chart, _ in drawn for line in chart.lines))
 
 
 def drawings(chart, switched_on):
-    """Return the chart as inline SVG in each of its sizes."""
+    """Return one inline SVG per size of the chart."""
     return [_svg(chart, size, switched_on) for size in chart.sizes]
 
 
@@ -164,8 +164,8 @@ def _svg(chart, size, switched_on):
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]  # without the XML prolog
     svg = re.sub(r'(?<=<svg)(.*?) width="[^"]*" height="[^"]*"', r"\1", svg, count=1)  # the page sets the size
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # would hold for the whole page
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the same in every chart, and nothing refers to them
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # would apply to the whole page
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # duplicated between charts and never referenced
     for colour, (light, _) in PALETTE.items():
         svg = svg.replace(light, f"var(--{colour})")
     return Markup(svg)
@@ -175,7 +175,7 @@ def _draw(axes, chart, switched_on):
     for line in chart.lines:
         values, colour = line.values * (100 if chart.percent else 1), PALETTE[f"run-{line.run + 1}"][0]
         there = np.pad(np.isfinite(values), 1)
-        alone = there[1:-1] & ~there[:-2] & ~there[2:]  # a line does not show them
+        alone = there[1:-1] & ~there[:-2] & ~there[2:]  # isolated points are invisible without a marker
         all_marked = len(values) <= MARKED and not chart.noisy
         axes.plot(
             line.steps,

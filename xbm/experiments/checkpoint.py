@@ -1,6 +1,6 @@
-"""One file that holds a run: tensors and JSON, as safetensors; reading it runs no code.
+"""The checkpoint of a run: one safetensors file with tensors and JSON. Reading it executes no code.
 
-The JSON part stands in the file's metadata, so that both are written together, whole or not at all.
+The JSON is stored in the file's metadata, so tensors and JSON are written together, atomically.
 """
 
 import json
@@ -18,32 +18,32 @@ FORMAT, VERSION = "xbm checkpoint", "1"
 
 
 def write(path, tensors, values):
-    """Write a checkpoint in place of the one that is there.
+    """Write a checkpoint, atomically replacing an existing file.
 
     Parameters
     ----------
     path : Path
     tensors : dict of str to torch.Tensor
     values : dict
-        What JSON holds; NaN becomes null.
+        JSON-serializable values; NaN and infinity are written as null.
     """
     metadata = {"format": FORMAT, "version": VERSION, "values": dumps(values)}
-    # Copied, for safetensors refuses tensors that share memory.
+    # Clone: safetensors rejects tensors that share memory.
     whole = save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, metadata)
     with written_whole(path) as file:
         file.write(whole)
 
 
 def read(path, part=""):
-    """Return a checkpoint's tensors, of those whose names begin with `part`, and its values.
+    """Return a checkpoint's tensors whose names begin with `part`, and all its values.
 
     Raises
     ------
     InputError
-        If it is missing, damaged, no checkpoint of xbm, or one of another version.
+        If the file is missing, damaged, not an xbm checkpoint, or of another version.
     """
     if not path.is_file():
-        raise InputError(f"there is no checkpoint at {path}")
+        raise InputError(f"no checkpoint found at {path}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -51,30 +51,33 @@ def read(path, part=""):
             values = json.loads(metadata["values"])
             tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(part)}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path} is no checkpoint of xbm, or is damaged: {error}") from error
+        raise InputError(f"{path} is not an xbm checkpoint, or is damaged: {error}") from error
     return tensors, values
 
 
 @contextmanager
 def sound(path):
-    """Refuse a checkpoint whose parts do not fit each other, wherever that shows within the block."""
+    """Turn the errors of inconsistent checkpoint contents within the block into an `InputError`."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        raise InputError(f"{path} is damaged, or was changed: its parts do not fit each other") from error
+        raise InputError(f"{path} is damaged or was modified: its contents are inconsistent") from error
 
 
 def _check(path, metadata):
     if metadata.get("format") != FORMAT:
-        raise InputError(f"{path} is no checkpoint of xbm: its metadata do not say {FORMAT!r}")
+        raise InputError(
+            f"{path} is not an xbm checkpoint: its metadata must have format {FORMAT!r}, got {metadata.get('format')!r}"
+        )
     if metadata.get("version") != VERSION:
         raise InputError(
-            f"{path} is a checkpoint of version {metadata.get('version')}, this xbm reads version {VERSION}"
+            f"{path} has checkpoint version {metadata.get('version')}, expected {VERSION}: "
+            "read it with the version of xbm that wrote it"
         )
 
 
 def dumps(value, **options):
-    """Return JSON text, with null for NaN and infinity, which JSON does not know."""
+    """Return JSON text. NaN and infinity, which JSON lacks, become null."""
     return json.dumps(_finite(value), allow_nan=False, **options)
 
 

@@ -27,7 +27,7 @@ from xbm.experiments.plan import (
 from xbm.losses import LOSSES, PAIR_REDUCTIONS, REDUCED
 from xbm.mining import MINERS
 
-# What imports torch is imported inside the commands: seconds that --help need not wait for.
+# Modules that import torch are imported inside the commands, to keep --help fast.
 
 SEED = click.IntRange(0, 2**32 - 1)
 COUNT = click.IntRange(min=1)
@@ -38,7 +38,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 class Finite(click.FloatRange):
-    """A number in a range, and no NaN, which is outside of none."""
+    """A finite number in a range. click's own range check accepts NaN."""
 
     def convert(self, value, param, ctx):
         number = super().convert(value, param, ctx)
@@ -46,7 +46,7 @@ class Finite(click.FloatRange):
 
 
 class OnRanks(click.Command):
-    """A command that several processes may run together: rank 0 says what any of them refuses, and all end alike."""
+    """A command that several processes may run together. On a user error of any rank, rank 0 prints it and all exit."""
 
     def make_context(self, *arguments, **options):
         try:
@@ -67,15 +67,18 @@ def main():
 
 
 @main.command()
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of weights and batches.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of weights and batches.")
 @click.option("--steps", type=COUNT, help=f"Training steps of each run.  [default: {FULL.steps}; quick: {QUICK.steps}]")
-@click.option("--framework", type=click.Choice(FRAMEWORKS), default="torch", show_default=True, help="What trains.")
+@click.option(
+    "--framework", type=click.Choice(FRAMEWORKS), default="torch", show_default=True, help="Training framework."
+)
 @click.option("--out", type=FOLDER, default="xbm-demo", show_default=True, help="Folder for report.html.")
-@click.option("--quick", is_flag=True, help="A small data set and few steps: seconds, and no result to speak of.")
+@click.option("--quick", is_flag=True, help="Small data set and few steps: takes seconds, for a smoke test only.")
 def demo(seed, steps, framework, out, quick):
-    """Train a small network without a memory, with one, and with one that moves along, and compare.
+    """Compare training without a memory, with a memory, and with a compensated memory.
 
-    All runs start from the same weights and see the same batches of font glyphs. Ends with a table and a report.
+    All runs start from the same weights and see the same batches of font glyphs. Prints a table and writes an HTML
+    report.
     """
     _writable(out)
     with refusing():
@@ -88,84 +91,91 @@ def demo(seed, steps, framework, out, quick):
 @main.command(cls=OnRanks)
 @click.argument("data", required=False, type=EXISTING)
 @click.option("--out", type=FOLDER, required=True, help="Folder for config, metrics, report and checkpoint.")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out, as it began.")
+@click.option("--resume", is_flag=True, help="Resume the run in --out with its original options.")
 @click.option("--network", type=click.Choice(NETWORKS), default=Config.network, show_default=True)
-@click.option("--dim", type=COUNT, default=Config.dim, show_default=True, help="Size of an embedding.")
+@click.option("--dim", type=COUNT, default=Config.dim, show_default=True, help="Embedding dimension.")
 @click.option("--loss", type=click.Choice([*LOSSES]), default=Config.loss, show_default=True)
 @click.option("--miner", type=click.Choice([*MINERS, "none"]), default="none", show_default=True)
 @click.option(
     "--reduction",
     type=click.Choice(PAIR_REDUCTIONS),
-    help=f"Of the pairs, for {', '.join(REDUCED)}.  [default: mean]",
+    help=f"Reduction over pairs, for {', '.join(REDUCED)}.  [default: mean]",
 )
 @click.option("--capacity", type=COUNT, default=Config.capacity, show_default=True, help="Rows of the memory.")
 @click.option(
     "--warmup",
     type=click.IntRange(min=0),
-    help=f"Steps before the memory counts.  [default: {Config.warmup}, but a quarter of the steps at most]",
+    help=f"Steps before the memory loss is added.  [default: {Config.warmup}, at most a quarter of the steps]",
 )
 @click.option(
     "--weight",
     type=Finite(min=0),
     default=Config.weight,
     show_default=True,
-    help="Of the memory; 0 trains without one.",
+    help="Weight of the memory loss; 0 trains without a memory.",
 )
-@click.option("--follow", is_flag=True, help="Shift the memory after each batch's mean: it goes stale more slowly.")
+@click.option("--follow", is_flag=True, help="Shift the memory by the motion of the batch mean, which slows its drift.")
 @click.option(
     "--probes",
     type=click.IntRange(min=0),
     default=Config.probes,
     show_default=True,
-    help="Rows embedded anew every --every steps, to move the memory by what they tell; 0 or at least 8.",
+    help="Rows to re-embed every --every steps; their motion corrects the whole memory. 0 (off) or at least 8.",
 )
-@click.option("--every", type=COUNT, default=Config.every, show_default=True, metavar="STEPS")
-@click.option("--classes", type=click.IntRange(min=2), default=Config.classes, show_default=True, help="P in a batch.")
-@click.option("--instances", type=COUNT, default=Config.instances, show_default=True, help="K pictures of each.")
+@click.option(
+    "--every", type=COUNT, default=Config.every, show_default=True, metavar="STEPS", help="Steps between probes."
+)
+@click.option(
+    "--classes", type=click.IntRange(min=2), default=Config.classes, show_default=True, help="Classes per batch (P)."
+)
+@click.option(
+    "--instances", type=COUNT, default=Config.instances, show_default=True, help="Pictures per class in a batch (K)."
+)
 @click.option("--steps", type=COUNT, default=Config.steps, show_default=True)
 @click.option(
     "--learning-rate",
     type=Finite(min=0, min_open=True),
     default=Config.learning_rate,
     show_default=True,
-    help="Of Adam at the start; decays to 0 along half a cosine.",
+    help="Initial learning rate of Adam, with cosine decay to 0.",
 )
-@click.option("--seed", type=SEED, default=Config.seed, show_default=True, help="Of weights, batches and shifts.")
-@click.option("--device", default=Config.device, show_default=True, help="As PyTorch names it: cpu, cuda, cuda:1, ...")
+@click.option("--seed", type=SEED, default=Config.seed, show_default=True, help="Seed of weights, batches and shifts.")
+@click.option("--device", default=Config.device, show_default=True, help="PyTorch device: cpu, cuda, cuda:1, ...")
 @click.option("--precision", type=click.Choice(PRECISIONS), default=Config.precision, show_default=True)
-@click.option("--threads", type=THREADS, help="Of the CPU.  [default: PyTorch's own choice]")
+@click.option("--threads", type=THREADS, help="CPU threads.  [default: PyTorch's default]")
 @click.option(
     "--shift",
     type=click.IntRange(min=0),
     default=Config.shift,
     show_default=True,
-    help="Pixels by which a picture is moved at most, at random.",
+    help="Maximum random translation of a picture, in pixels.",
 )
-@click.option("--size", type=SIDE, help="Side in pixels to resize every picture to.")
-@click.option("--split-by", metavar="NAME", help="Array of the .npz whose groups stay together in the split.")
-@click.option("--split-seed", type=SEED, default=Config.split_seed, show_default=True, help="Of the split alone.")
+@click.option("--size", type=SIDE, help="Resize every picture to SIZE x SIZE pixels.")
+@click.option(
+    "--split-by", metavar="NAME", help="Array of the .npz with a group per picture; the split keeps groups whole."
+)
+@click.option("--split-seed", type=SEED, default=Config.split_seed, show_default=True, help="Seed of the class split.")
 @click.option("--checkpoint-every", type=COUNT, default=Config.checkpoint_every, show_default=True, metavar="STEPS")
 @click.option("--evaluate-every", type=COUNT, metavar="STEPS", help="[default: a tenth of the steps]")
 @click.pass_context
 def train(ctx, data, out, resume, **options):
     """Train on your own pictures.
 
-    DATA is a folder of class folders, or an .npz of `images` and `labels`. The classes are split at random: half to
-    train on, a tenth for the curve, the others to test once, at the end.
+    DATA is a folder with one subfolder per class, or an .npz with the arrays `images` and `labels`. The classes are
+    split at random: half for training, a tenth for validation during training, the rest for one test at the end.
 
-    Ctrl-C and SIGTERM leave a checkpoint to go on from with --resume. Started by torchrun, several processes share
-    each batch.
+    Ctrl-C and SIGTERM save a checkpoint; continue with --resume. Under torchrun, the processes share each batch.
     """
     if options["miner"] == "none":
         options["miner"] = None
     if data is not None:
         options["data"] = str(data.resolve())
         if out.resolve().is_relative_to(data.resolve()):
-            raise click.BadParameter(f"{out} lies among the pictures of {data}", param_hint="--out")
+            raise click.BadParameter(f"{out} is inside the data folder {data}: choose another", param_hint="--out")
     if resume:
         again = [name for name in options if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE]
     elif data is None:
-        raise click.UsageError("Missing argument 'DATA', the pictures to train on.")
+        raise click.UsageError("Missing argument 'DATA': the pictures to train on, required without --resume.")
     _writable(out, make=not resume)
     with refusing():
         from xbm.experiments import ranks, runs
@@ -180,7 +190,7 @@ def train(ctx, data, out, resume, **options):
 
 
 def resolved(options):
-    """Return the `Config` of some options, with what was left open decided."""
+    """Return the `Config` of the given options, with defaults for the options that were not given."""
     from torch import get_num_threads
 
     left_open = {
@@ -194,16 +204,16 @@ def resolved(options):
 
 @main.command("eval")
 @click.argument("run", type=EXISTING, metavar="RUN")
-@click.option("--data", type=EXISTING, required=True, help="As for train.")
+@click.option("--data", type=EXISTING, required=True, help="Pictures, as for train.")
 @click.option("--classes", type=click.Choice([*PARTS, "all"]), help="[default: test for the run's own data, else all]")
-@click.option("--k", type=COUNT, multiple=True, default=(1, 10), show_default=True, help="Of R@K; again for more.")
-@click.option("--size", type=SIDE, help="Side in pixels to resize every picture to.  [default: as the run did]")
-@click.option("--device", default=Config.device, show_default=True)
-@click.option("--threads", type=THREADS, help="Of the CPU.  [default: PyTorch's own choice]")
+@click.option("--k", type=COUNT, multiple=True, default=(1, 10), show_default=True, help="k of R@k (repeatable).")
+@click.option("--size", type=SIDE, help="Resize every picture to SIZE x SIZE pixels.  [default: the run's size]")
+@click.option("--device", default=Config.device, show_default=True, help="PyTorch device: cpu, cuda, cuda:1, ...")
+@click.option("--threads", type=THREADS, help="CPU threads.  [default: PyTorch's default]")
 def evaluate(run, data, classes, k, size, device, threads):
-    """Print R@K, R-Precision and MAP@R of a run's encoder.
+    """Print R@k, R-Precision and MAP@R of a run's encoder.
 
-    RUN is the --out of a run, or a checkpoint.
+    RUN is the --out folder of a run, or a checkpoint file.
     """
     with refusing():
         from xbm.experiments import checkpoint, evaluation
@@ -214,19 +224,19 @@ def evaluate(run, data, classes, k, size, device, threads):
 
 
 def _console(*, quiet=False):
-    """Return a console that prints what it is given: a path may hold what rich takes for markup."""
+    """Return a console that prints text verbatim: a path may contain rich's markup."""
     return Console(markup=False, emoji=False, quiet=quiet)
 
 
 class Refused(click.ClickException):
-    """A refusal, as click shows it."""
+    """A user error, printed by click, with exit code 2."""
 
     exit_code = 2
 
 
 @contextmanager
 def refusing():
-    """Turn what is refused, and files that cannot be read or written, into a sentence and exit code 2."""
+    """Turn user errors and failures to read or write files into a one-line message and exit code 2."""
     try:
         yield
     except (InputError, DivergenceError) as error:
@@ -234,13 +244,13 @@ def refusing():
     except OSError as error:
         raise Refused(f"{error.filename or 'a file'} cannot be read or written: {error.strerror or error}") from error
     except KeyboardInterrupt:
-        click.echo("Stopped at once.", err=True)
+        click.echo("Stopped immediately.", err=True)
         raise click.exceptions.Exit(130) from None
 
 
 @contextmanager
 def _one_voice():
-    """Join the other processes, if there are any; let rank 0 alone say why the run is refused, and all end with it."""
+    """Join the process group, if there is one. On a user error of any rank, rank 0 alone prints it and all exit."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
@@ -256,17 +266,17 @@ def _one_voice():
                     (Refused(str(error)) if told else error).show()
                 if not told:
                     ranks.refuse(error.format_message())
-                ranks.agree()  # or the launcher might end rank 0 before it has spoken
+                ranks.agree()  # otherwise the launcher may end rank 0 before it has printed the error
                 raise click.exceptions.Exit(Refused.exit_code) from error
     except LostError as error:
         raise click.ClickException(str(error)) from error
 
 
 def _writable(out, *, make=True):
-    """Refuse a folder that nothing can be written into; make it first, unless it must be there."""
+    """Raise an error if the folder is not writable. If `make`, create it first."""
     try:
         if make:
             out.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=out).close()
     except OSError as error:
-        raise click.BadParameter(f"cannot write into {out}: {error.strerror}", param_hint="--out") from error
+        raise click.BadParameter(f"cannot write to {out}: {error.strerror}", param_hint="--out") from error

@@ -1,4 +1,4 @@
-"""The main job: the same training without a memory, with one, and with one that moves; and what that did to recall."""
+"""The demo: the same training without a memory, with a memory, and with a compensated memory, compared by recall."""
 
 import platform
 from dataclasses import asdict, replace
@@ -13,25 +13,25 @@ from xbm.experiments.progress import bars, shown
 from xbm.experiments.training import Training
 
 QUERIES = 12  # shown in the report
-PROBES, EVERY = 32, 8  # rows that are embedded anew every so many steps, for the memory that moves
-SHORT = {(False, False): "in-batch only", (True, False): "with memory", (True, True): "that moves"}  # names of the bars
+PROBES, EVERY = 32, 8  # the compensated memory re-embeds PROBES rows every EVERY steps
+SHORT = {(False, False): "in-batch only", (True, False): "with memory", (True, True): "compensated"}  # progress bars
 
 
 def run(plan, *, framework, quick, out, console):
-    """Train without a memory, with one, and with one that moves; print a table, write `report.html` into `out`.
+    """Train without a memory, with a memory, and with a compensated memory; print a table and write `out/report.html`.
 
     Raises
     ------
     InputError
-        If the framework, among `plan.FRAMEWORKS`, is not installed.
+        If the framework, one of `plan.FRAMEWORKS`, is not installed.
     """
     engine = engines.of(framework)
-    engine.one_thread()  # for so small a network a second gains little, and loses much where cores are shared
-    with console.status("Drawing the glyphs (once; they are kept in the cache folder)"):
+    engine.one_thread()  # a second thread gains little for a small network, and costs much where cores are shared
+    with console.status("Drawing the glyphs (only once; the cache folder keeps them)"):
         train_set, test_set = glyphs.split(glyphs.load(quick=quick))
     console.print(
-        f"Glyphs: {len(train_set.characters)} classes to train on ({len(train_set.labels)} pictures), "
-        f"{len(test_set.characters)} others to test on ({len(test_set.labels)})"
+        f"Glyphs: {len(train_set.characters)} training classes ({len(train_set.labels)} pictures), "
+        f"{len(test_set.characters)} test classes ({len(test_set.labels)} pictures)"
     )
     with bars(console) as progress:
         options = {"framework": framework, "progress": progress}
@@ -54,7 +54,7 @@ def run(plan, *, framework, quick, out, console):
 
 
 def plans(plan):
-    """Return the plans of the runs: without the memory, with it, and with one that moves with the network."""
+    """Return the plans of the three runs: without a memory, with a memory, and with a compensated memory."""
     return replace(plan, weight=0.0), plan, replace(plan, follow=True, probes=PROBES, every=EVERY)
 
 
@@ -65,11 +65,11 @@ def one_run(plan, train_set, test_set, *, framework="torch", progress=None):
     ----------
     plan : Plan
     train_set, test_set : Glyphs
-        Of disjoint classes.
+        Pictures of disjoint classes.
     framework : str
-        Among `plan.FRAMEWORKS`.
+        One of `plan.FRAMEWORKS`.
     progress : rich.progress.Progress, optional
-        Where to show a bar.
+        Receives a progress bar for the run.
     """
     train_set, test_set = (Pictures(one.images[:, None], one.labels, one.characters) for one in (train_set, test_set))
     training = Training(plan, train_set, test_set, framework)
@@ -82,7 +82,7 @@ def one_run(plan, train_set, test_set, *, framework="torch", progress=None):
 
 
 def table(runs, made_of):
-    """Return the closing table; what the runs were made of stands below it."""
+    """Return the table of results, with the library versions `made_of` as its caption."""
     result = rich.table.Table(title="Retrieval on classes never seen in training", caption=made_of)
     result.add_column("")
     for column in ("R@1", "MAP@R", "seconds", "memory MB"):
@@ -100,12 +100,12 @@ def table(runs, made_of):
     more = with_memory.seconds - without.seconds
     extra = with_memory.memory_megabytes
     result.add_section()
-    result.add_row("last against first", f"{gain[0]:+.3f}", f"{gain[1]:+.3f}", f"{more:+.1f}", f"{extra:+.1f}")
+    result.add_row("last minus first", f"{gain[0]:+.3f}", f"{gain[1]:+.3f}", f"{more:+.1f}", f"{extra:+.1f}")
     return result
 
 
 def settings(plan, train_set, test_set, framework, made_of):
-    """Return what was run, for the report."""
+    """Return the settings of the runs, for the report."""
     return {
         "framework": framework,
         **{name.replace("_", " "): value for name, value in asdict(plan).items()},

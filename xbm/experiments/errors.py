@@ -1,17 +1,17 @@
-"""What can go wrong that the user is told of in one sentence."""
+"""Errors that the command line reports to the user in one sentence."""
 
 
 class InputError(Exception):
-    """A bad input: the command line prints the sentence and exits with code 2."""
+    """Invalid input: the command line prints the message and exits with code 2."""
 
 
 class DivergenceError(ArithmeticError):
-    """A training broke down: its loss or its weights are not finite."""
+    """The training diverged: the loss, an embedding or a weight is not finite."""
 
 
 class LostError(Exception):
-    """Another process of the run is gone: the command line prints the sentence and exits with code 1."""
+    """Another process of the run died: the command line prints the message and exits with code 1."""
 
 
 class ToldError(Exception):
-    """Another process of the run refuses to go on, and has said why."""
+    """Another process of the run stopped because of a user error, and sent its message."""

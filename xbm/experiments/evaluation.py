@@ -19,19 +19,21 @@ def evaluate(file, data, *, size, part, k, device, threads, console):
     data : path
         As for `pictures.load`.
     size : int or None
-        Side to resize the pictures to; None does as the run did.
+        Side in pixels to resize the pictures to; None uses the run's size.
     part : {"train", "validation", "test", "all"} or None
-        Of the run's own classes; None takes the test classes of the run's own pictures, and all of any others.
+        Classes to measure. None measures the test classes if these are the run's own pictures, else all classes.
     k : sequence of int
-        The K of R@K.
+        The k of R@k.
     device : str
+        A PyTorch device.
     threads : int or None
+        CPU threads; None keeps PyTorch's default.
     console : rich.console.Console
 
     Raises
     ------
     InputError
-        If there is nothing to measure.
+        If the checkpoint, the pictures or the device cannot be used.
     """
     prefix = "encoder."
     tensors, values = checkpoint.read(file, prefix)
@@ -45,11 +47,11 @@ def evaluate(file, data, *, size, part, k, device, threads, console):
         chosen = pictures.load(data, size=size or run_size)
     own = chosen.fingerprint() == own_print
     if part in classes and not own:
-        raise InputError(f"{data} holds other pictures than the run, so it has no {part} classes: leave out --classes")
+        raise InputError(f"{data} does not hold the run's pictures, so it has no {part} classes: omit --classes")
     if list(chosen.images.shape[1:]) != shape:
-        expected, came = ("{2} x {1} in {0} channels".format(*one) for one in (shape, chosen.images.shape[1:]))
-        mend = ": --size resizes them" if chosen.images.shape[1] == shape[0] else ""
-        raise InputError(f"the run's pictures are {expected}, those in {data} are {came}{mend}")
+        expected, came = ("{2} x {1} pixels, {0} channels".format(*one) for one in (shape, chosen.images.shape[1:]))
+        mend = ": resize them with --size" if chosen.images.shape[1] == shape[0] else ""
+        raise InputError(f"expected pictures of {expected}, as in the run, got {came} in {data}{mend}")
     part = part or ("test" if own else "all")
     if part != "all":
         with checkpoint.sound(file):
@@ -63,9 +65,9 @@ def evaluate(file, data, *, size, part, k, device, threads, console):
 
 
 def device_of(name):
-    """Return a torch device that is there, or refuse its name."""
+    """Return a torch device; raise an error if it is not available."""
     try:
         torch.zeros(1, device=name).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"there is no device {name!r} here") from error
+        raise InputError(f"device {name!r} is not available on this machine") from error
     return torch.device(name)

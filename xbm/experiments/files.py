@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files."""
 
 import os
 from contextlib import contextmanager
@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def written_whole(path, *, temporary=None):
-    """Open a file for writing bytes under a temporary name beside `path`, and put it in place if nothing is raised.
+    """Open a temporary file next to `path` for writing bytes; rename it to `path` if the block raises no error.
 
-    The name is this process's own, unless the caller holds a lock on a name that is the same in every run: then what a
-    killed run left behind under it is replaced too.
+    By default the temporary name contains the process id. A caller that holds a lock may pass a fixed name instead, so
+    that the next run replaces a file that a killed run left behind.
     """
     temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -1,17 +1,17 @@
-"""Two small encoders of pictures: (B, channels, height, width) float32 to (B, dim)."""
+"""Two small image encoders: (B, channels, height, width) float32 to (B, dim)."""
 
 from torch import nn
 
 from xbm.experiments.plan import CONV
 
-STAGES = ((32, 1), (64, 2), (128, 2), (256, 2))  # of each residual stage, two blocks long
-LARGEST = 56  # pixels; the residual net's stem halves the picture until its shorter side is no longer
+STAGES = ((32, 1), (64, 2), (128, 2), (256, 2))  # channels and stride of each residual stage of two blocks
+LARGEST = 56  # pixels; the residual net's stem halves the picture until its shorter side is at most this
 
 
 def conv_net(dim, shape=(1, 28, 28)):
-    """Return a plain convolutional encoder of pictures of one shape (channels, height, width).
+    """Return a plain convolutional encoder for pictures of one shape (channels, height, width).
 
-    Four blocks of convolution, batch norm and ReLU, then one linear layer on all that is left.
+    Four blocks of convolution, batch norm and ReLU, then one linear layer on the flattened features.
     """
     channels, *sides = shape
     layers = []
@@ -22,10 +22,10 @@ def conv_net(dim, shape=(1, 28, 28)):
 
 
 def residual_net(dim, shape=(3, 224, 224)):
-    """Return a small residual encoder of pictures of any size: built for one shape, it takes others too.
+    """Return a small residual encoder. It is built for one shape, but accepts pictures of any size.
 
-    A stem, four stages of two basic blocks (He et al., "Deep Residual Learning for Image Recognition", CVPR 2016), the
-    mean over the picture, one linear layer.
+    A stem, four stages of two basic blocks (He et al., "Deep Residual Learning for Image Recognition", CVPR 2016),
+    global average pooling, and one linear layer.
     """
     channels, *sides = shape
     width, side = STAGES[0][0], min(sides)
@@ -53,12 +53,12 @@ def convolution(channels, width, stride):
 
 
 class Residual(nn.Module):
-    """Two convolutions beside a shortcut: y = relu(f(x) + s(x)), s the identity where shapes allow."""
+    """Two convolutions and a shortcut: y = relu(f(x) + s(x)), where s is the identity if the shapes match."""
 
     def __init__(self, channels, width, stride):
         super().__init__()
         self.body = nn.Sequential(*convolution(channels, width, stride), *convolution(width, width, 1)[:-1])
-        nn.init.zeros_(self.body[-1].weight)  # so a block starts as its shortcut
+        nn.init.zeros_(self.body[-1].weight)  # a new block computes its shortcut only
         self.shortcut = nn.Identity()
         if (channels, stride) != (width, 1):
             resized = nn.Conv2d(channels, width, 1, stride=stride, bias=False)
@@ -69,7 +69,7 @@ class Residual(nn.Module):
 
 
 class Mean(nn.Module):
-    """The mean over a picture: (B, C, H, W) to (B, C). Unlike adaptive pooling its gradient is the same every time."""
+    """Global average pooling, (B, C, H, W) to (B, C). Unlike adaptive pooling, its gradient is deterministic."""
 
     def forward(self, x):
         return x.mean((2, 3))

@@ -6,7 +6,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 
 def bars(console):
-    """Return progress bars: share of the steps, loss, the memory's fill, pairs in use, and drift."""
+    """Return progress bars with the share of steps, loss, fill of the memory, pairs in use, and drift."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=6),
@@ -18,7 +18,7 @@ def bars(console):
 
 
 def shown(training, progress, name):
-    """Return what shows a step of a training, for after it, in a bar of its own."""
+    """Add a progress bar for a training; return a function to call with the step number after each step."""
     task = progress.add_task(name, total=training.plan.steps, completed=training.step, figures="")
 
     def show(step):

@@ -1,6 +1,6 @@
-"""The report: one HTML page, complete in itself, on what each run reached and how it got there.
+"""The report: one self-contained HTML page with the results and the training curves of each run.
 
-Numbers and pictures are made here and in `charts`, words and looks are in `report.html.jinja`.
+The numbers and pictures are computed here and in `charts`; text and style are in `report.html.jinja`.
 """
 
 import base64
@@ -18,73 +18,73 @@ from PIL import Image
 from xbm.experiments import charts
 from xbm.experiments.files import written_whole
 
-SHOWN = 10  # neighbours of a query
-SPRITES = 16  # images side by side in the picture that holds all of them
-THUMBNAIL = 64  # pixels at most of a photograph's longer side
-CRISP = 32  # pixels; photographs no larger are kept without a loss
+SHOWN = 10  # neighbours shown per query
+SPRITES = 16  # images per row of the sprite sheet
+THUMBNAIL = 64  # pixels; maximum of a photograph's longer side
+CRISP = 32  # pixels; photographs up to this size are stored losslessly
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one training run left behind (m test images).
+    """The results of one training run (m test images).
 
-    A figure may hold NaN where there was nothing to read, or be missing.
+    A figure may contain NaN where it was not available, or be missing.
     """
 
     name: str
     recall_steps: Sequence[int]  # steps at which recall was measured
     recall: Sequence[float]  # R@1 on the watched classes at those steps, in [0, 1]
-    figures_steps: Sequence[int]  # steps at which the figures were read
+    figures_steps: Sequence[int]  # steps at which the figures were recorded
     figures: Mapping[str, Sequence[float]]  # batch_loss, memory_loss, fill, pairs, drift, drift_age
-    recall_at_1: float  # at the end, as the next two
+    recall_at_1: float  # on the test images at the end, like r_precision and map_at_r
     r_precision: float
     map_at_r: float
-    seconds: float  # of training alone
-    memory_megabytes: float  # what the memory adds; 0 without one
-    neighbours: np.ndarray  # (m, 10) indices of each test image's nearest others, nearest first
-    probe_steps: Sequence[int] = ()  # steps at which the slow drift was read
+    seconds: float  # training time without measurements
+    memory_megabytes: float  # size of the memory; 0 without one
+    neighbours: np.ndarray  # (m, 10) indices of each test image's nearest other images, nearest first
+    probe_steps: Sequence[int] = ()  # steps at which the slow drift was measured
     probe: Mapping[int, Sequence[float]] = field(default_factory=dict)  # mean D(x, t; dt) at those steps for each dt
 
 
 def write(path, runs, *, images, labels, queries, settings, warmup, names=None, watched="test"):
-    """Write the report: whole, or not at all.
+    """Write the report atomically.
 
     Parameters
     ----------
     path : path
-        File to write, in a folder that exists. A file there is replaced.
+        File to write, in an existing folder. An existing file is replaced.
     runs : sequence of Run
-        One to four. The first is the baseline, the last is what the headline compares it with.
+        One to four runs. The first is the baseline; the headline compares the last run with it.
     images : (m, height, width) or (m, height, width, 3) uint8
-        The test images: ink on paper, ink high, or photographs in RGB.
+        The test images: greyscale glyphs with high values for ink, or RGB photographs.
     labels : (m,) integer
-        Their classes.
+        Classes of the test images.
     queries : (q,) integer
         Indices of the images whose neighbours are shown.
     settings : mapping
-        What was run, as name: value. A whole number "capacity" also appears in the headline.
+        Settings of the runs, as name: value. An integer "capacity" also appears in the headline.
     warmup : int
-        Step at which the memory switches on.
+        Step from which on the memory loss is added.
     names : sequence of str, optional
-        Of the classes; without them their numbers are shown.
+        Class names; by default the page shows the class numbers.
     watched : {"test", "validation"}
-        The classes on which recall was measured while training.
+        The classes on which recall was measured during training.
 
     Raises
     ------
     ValueError
-        If there are no runs or too many, or if a run's neighbours are not one row per image.
+        If there are no runs or more than four, or if labels or a run's neighbours do not have one row per image.
     OSError
         If the file cannot be written.
 
     """
     path, images, labels = Path(path), np.asarray(images), np.asarray(labels)
     if not 1 <= len(runs) <= charts.MOST_RUNS:
-        raise ValueError(f"a report has 1 to {charts.MOST_RUNS} runs, got {len(runs)}")
+        raise ValueError(f"runs must be a sequence of 1 to {charts.MOST_RUNS} runs, got {len(runs)}")
     for run in runs:
         if len(run.neighbours) != len(images) or len(labels) != len(images):
             raise ValueError(
-                "images, labels and neighbours must have a row per test image, got shapes "
+                "images, labels and neighbours must have one row per test image, got shapes "
                 f"{images.shape}, {labels.shape} and, for {run.name!r}, {np.shape(run.neighbours)}"
             )
     names = range(labels.max(initial=-1) + 1) if names is None else names
@@ -102,7 +102,7 @@ def _page(runs, images, labels, queries, settings, warmup, names, watched):
         lstrip_blocks=True,
     )
     environment.filters |= {"points": _points, "plain": _plain, "legend": charts.legend}
-    # Indices of the images that appear, each once, in the order of their places in the sprite picture.
+    # Unique indices of the images on the page, in the order of the sprite sheet.
     seen = np.unique(
         np.concatenate([queries, *(_nearest(run, query) for run in runs for query in queries)]).astype(int)
     )
@@ -129,13 +129,13 @@ def _page(runs, images, labels, queries, settings, warmup, names, watched):
 
 
 def _points(value, base):
-    """Return the gain over a base in points of a hundred, signed; it agrees with the rounded numbers beside it."""
+    """Return the signed gain over a base in percentage points, consistent with the rounded values on the page."""
     gain = round(100 * (round(value, 3) - round(base, 3)), 1)
     return f"{gain:+.1f}".replace("-", "\N{MINUS SIGN}") if gain else "\N{PLUS-MINUS SIGN}0.0"
 
 
 def _plain(value):
-    """Return a setting as text: whole numbers in groups of three digits."""
+    """Return a setting as text, integers with thousands separators."""
     return f"{value:,}" if isinstance(value, Integral) and not isinstance(value, bool) else str(value)
 
 
@@ -144,7 +144,7 @@ def _nearest(run, query):
 
 
 def _retrieval(runs, labels, query, seen, names):
-    """Return a query and each run's answers as (place among the sprites, class, whether it is the query's)."""
+    """Return a query and each run's neighbours as (position in the sprite sheet, class, whether the class is right)."""
 
     def shown(i):
         return int(np.searchsorted(seen, i)), names[labels[i]], bool(labels[i] == labels[query])
@@ -153,7 +153,7 @@ def _retrieval(runs, labels, query, seen, names):
 
 
 def _ink(images):
-    """Return one PNG with all images, `SPRITES` to a row, as a data URI: black ink on transparent paper."""
+    """Return a sprite sheet of all images, `SPRITES` per row, as a data URI: PNG, black ink on transparent paper."""
     count, side = len(images), images.shape[1]
     rows = max(-(-count // SPRITES), 1)
     sheet = np.zeros((rows * SPRITES, side, side), np.uint8)
@@ -163,7 +163,7 @@ def _ink(images):
 
 
 def _photographs(images):
-    """Return one WebP with thumbnails of all images, each in the middle of a transparent square, as a data URI."""
+    """Return a sprite sheet of thumbnails, each centred in a transparent square, as a data URI: WebP."""
     thumbnails = [Image.fromarray(image) for image in images]
     for thumbnail in thumbnails:
         thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))

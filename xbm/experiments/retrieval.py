@@ -1,4 +1,4 @@
-"""Pictures in blocks for an encoder, and how well its embeddings retrieve, in any array library."""
+"""Splitting pictures into blocks for an encoder, and the retrieval metrics of its embeddings."""
 
 import rich.table
 
@@ -6,39 +6,39 @@ from xbm import metrics
 from xbm.backends import array_namespace
 from xbm.experiments.errors import DivergenceError
 
-EMBED_ELEMENTS = 1024 * 28 * 28  # of the pictures embedded at a time, unless that leaves fewer than EMBED_ROWS
-EMBED_ROWS = 16
+EMBED_ELEMENTS = 1024 * 28 * 28  # array elements of a block of pictures
+EMBED_ROWS = 16  # minimum number of pictures in a block
 
 
 def blocks(images):
-    """Yield pictures (n, C, H, W) as many at a time as are embedded at once."""
+    """Yield pictures (n, C, H, W) in blocks for the encoder."""
     rows = max(EMBED_ROWS, EMBED_ELEMENTS // images[0].size)
     for i in range(0, len(images), rows):
         yield images[i : i + rows]
 
 
 def finite(embeddings):
-    """Return the embeddings.
+    """Return the embeddings unchanged, after a check.
 
     Raises
     ------
     DivergenceError
-        If one is not finite.
+        If an embedding is not finite.
     """
     xp = array_namespace(embeddings)
     if not xp.all(xp.isfinite(embeddings)):
-        raise DivergenceError("the network's embeddings are not finite")
+        raise DivergenceError("the network's embeddings are not finite: expected no NaN or infinity")
     return embeddings
 
 
 def retrieval(embeddings, labels, k=(1,)):
-    """Return the retrieval metrics of a set against itself: embeddings (n, D) of any library, labels (n,) of NumPy."""
+    """Return the metrics of retrieval within a set: embeddings (n, D) of any library, labels (n,) of NumPy."""
     xp = array_namespace(embeddings)
     return metrics.retrieval(embeddings, xp.asarray(labels, device=embeddings.device), k=k)
 
 
 def table(chosen, found, title):
-    """Return the metrics of some pictures as a table."""
+    """Return the retrieval metrics as a rich table."""
     figures = {f"R@{k}": value for k, value in found.recall.items()}
     figures |= {"R-Precision": found.r_precision, "MAP@R": found.map_at_r}
     result = rich.table.Table(title=title)

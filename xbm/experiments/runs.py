@@ -1,4 +1,4 @@
-"""`xbm train`: a run on the user's own pictures, kept in a folder: begun, left, gone on with, finished."""
+"""`xbm train`: start, interrupt, resume and finish a run on the user's own pictures, stored in a folder."""
 
 import json
 import platform
@@ -22,21 +22,23 @@ from xbm.experiments.training import Training
 
 CONFIG, METRICS, REPORT = "config.json", "metrics.json", "report.html"
 FILES = (CONFIG, METRICS, REPORT, checkpoint.NAME)
-K = (1, 10)  # of R@K in metrics.json
+K = (1, 10)  # k of R@k in metrics.json
 QUERIES = 12  # shown in the report
 
 
 def begin(config, out, console):
-    """Begin a run in the folder `out` and see it through; return the signal that ended it, 0 if none did.
+    """Start a run in the folder `out` and train to the end; return the number of the signal that stopped it, or 0.
 
     Raises
     ------
     InputError
-        Before anything is written, or where the training breaks down.
+        If the input is invalid, before anything is written; or if the training diverges.
     """
     there = [name for name in FILES if (out / name).exists()]
     if there:
-        raise InputError(f"{out} holds a run already ({', '.join(there)}): go on with it by --resume, or name another")
+        raise InputError(
+            f"{out} already contains a run ({', '.join(there)}): continue it with --resume, or choose another --out"
+        )
     with console.status("Reading the pictures"):
         data = pictures.load(config.data, size=config.size)
     groups = config.split_by and pictures.groups(config.data, config.split_by, data)
@@ -57,33 +59,37 @@ def begin(config, out, console):
 
 
 def resume(out, given, console):
-    """Go on with the run in the folder `out`; return the signal that ended it, 0 if none did.
+    """Resume the run in the folder `out`; return the number of the signal that stopped it, or 0.
 
     Parameters
     ----------
     out : Path
     given : dict
-        Options that the user gave again: those of the run, but "data" may be another path to the same pictures.
+        Options that the user repeated. They must equal the run's options; only "data" may be another path to the same
+        pictures.
     console : rich.console.Console
 
     Raises
     ------
     InputError
-        If there is no run, or it is not as it began; nothing has been written then. Or where the training breaks down.
+        If there is no run, or its files, options or pictures have changed; nothing is written then. Also if the
+        training diverges.
     """
     tensors, values = checkpoint.read(out / checkpoint.NAME)
     with checkpoint.sound(out / checkpoint.NAME):
         record = {name: values.pop(name) for name in ("config", "data", "versions")}
         config = Config(**record["config"])
         if values["step"] not in range(config.steps + 1):
-            raise ValueError("a step beyond the last")
+            raise ValueError(f"step must be in 0 .. {config.steps}, got {values['step']}")
     _check_config(out, record)
     config = replace(config, data=given.pop("data", config.data))
     for name, value in given.items():
         if value != getattr(config, name):
             asked, began = f"--{name.replace('_', '-')} {value}", getattr(config, name)
-            why = ", on which its learning rates depend" if name == "steps" else ""
-            raise InputError(f"{asked} disagrees with the {began} of the run in {out}{why}: a run goes on as it began")
+            why = " (the learning rate schedule depends on it)" if name == "steps" else ""
+            raise InputError(
+                f"{asked} differs from {began} of the run in {out}: options cannot change on --resume{why}"
+            )
     if all((out / name).exists() for name in (METRICS, REPORT)):
         console.print(f"The run in {out} is finished: {values['step']} of {config.steps} steps.", soft_wrap=True)
         return 0
@@ -91,12 +97,12 @@ def resume(out, given, console):
         data = pictures.load(config.data, size=config.size)
     with checkpoint.sound(out / checkpoint.NAME):
         if data.fingerprint() != record["data"]["fingerprint"]:
-            raise InputError(f"the pictures in {config.data} are not those that the run in {out} began with")
+            raise InputError(f"the pictures in {config.data} differ from those the run in {out} was started with")
         parts = {which: data.of(names) for which, names in record["data"]["classes"].items()}
         del data
         began, now = _told(record["versions"]), _told(versions())
         if began != now:
-            console.print(f"Begun with {began}, going on with {now}: not to the last bit.", soft_wrap=True)
+            console.print(f"Started with {began}, resumed with {now}: not bit-identical.", soft_wrap=True)
         training = _prepared(config, parts, console)
         training.load(tensors, values)
     ranks.agree()
@@ -104,46 +110,52 @@ def resume(out, given, console):
 
 
 def _check_config(out, record):
-    """Refuse a config.json that was changed: what it says would not be what is done."""
+    """Raise an error if config.json was modified, because the run would not follow it."""
     try:
         told = json.loads((out / CONFIG).read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"{out / CONFIG} cannot be read: {error}") from error
     if told != record:
-        raise InputError(f"{out / CONFIG} is not as the run wrote it: a run goes on as it began")
+        raise InputError(f"{out / CONFIG} was modified: restore it, options cannot change on --resume")
 
 
 def _prepared(config, parts, console):
-    """Return a new `Training` on the pictures of some parts; say how many there are."""
+    """Return a new `Training` on the training classes; print the size of each part."""
     for which, part in parts.items():
         console.print(f"{which.capitalize():10} {len(part.names):6,} classes {len(part.labels):9,} pictures")
     ours, batch = parts["train"], config.classes * config.instances
     if config.classes > len(ours.names):
-        raise InputError(f"--classes {config.classes} is more than the {len(ours.names)} classes there are to train on")
+        raise InputError(
+            f"--classes must be at most the number of training classes, got {config.classes} for {len(ours.names)}"
+        )
     if batch > len(ours.labels):
         raise InputError(
-            f"a batch of {config.classes} x {config.instances} pictures is larger than the {len(ours.labels)} "
-            f"there are to train on"
+            f"a batch must not be larger than the training set, got {config.classes} x {config.instances} pictures "
+            f"for {len(ours.labels)}: reduce --classes or --instances"
         )
     if ranks.size() > 1 and batch < 2 * ranks.size():
         raise InputError(
-            f"a batch of {config.classes} x {config.instances} pictures is too small for {ranks.size()} processes: "
-            f"each needs two of them"
+            f"a batch needs at least 2 pictures per process, got {config.classes} x {config.instances} pictures "
+            f"for {ranks.size()} processes"
         )
     height, width = ours.images.shape[2:]
     if config.shift >= min(height, width):
-        raise InputError(f"--shift {config.shift} moves pictures of {width} x {height} pixels out of sight")
+        raise InputError(
+            f"--shift must be less than the sides of the pictures, got {config.shift} for {width} x {height} pixels"
+        )
     torch.set_num_threads(config.threads)
-    torch.backends.cudnn.deterministic = True  # or a resumed run would not repeat what an uninterrupted one does
+    torch.backends.cudnn.deterministic = True  # so that a resumed run reproduces an uninterrupted one
     ranks.take_device(config.device)
     device_of(config.device)
     try:
         return Training(config, ours, parts["validation"], measures=ranks.first())
-    except (TypeError, ValueError) as error:  # the library's own refusals, such as a reduction that a loss has not
+    except (TypeError, ValueError) as error:  # errors of the library, such as a reduction the loss does not support
         raise InputError(str(error)) from error
     except (RuntimeError, MemoryError) as error:
         rows, dim = f"{config.capacity:,}", f"{config.dim:,}"
-        raise InputError(f"there is no room for {rows} rows and a network of {dim} dimensions here") from error
+        raise InputError(
+            f"not enough memory for --capacity {rows} and a network with --dim {dim}: reduce one of them"
+        ) from error
 
 
 def _see_through(training, record, parts, out, console):
@@ -172,11 +184,11 @@ def _see_through(training, record, parts, out, console):
         try:
             training.run(after)
         except DivergenceError as error:
-            advice = "a smaller --learning-rate, a longer --warmup or --precision float32 may help"
-            raise InputError(f"{error}: {advice}; the checkpoint of step {kept} is kept in {out}") from error
+            advice = "Try a smaller --learning-rate, a longer --warmup or --precision float32"
+            raise InputError(f"{error}. {advice}. {out} has the checkpoint of step {kept}") from error
     if ended:
         again = shlex.join([*ranks.launcher(), "xbm", "train", "--out", str(out), "--resume"])
-        console.print(f"Stopped after step {training.step} of {config.steps}; go on with: {again}", soft_wrap=True)
+        console.print(f"Stopped after step {training.step} of {config.steps}; resume with: {again}", soft_wrap=True)
     elif ranks.first():
         _finish(training, parts, out, console)
     ranks.agree()
@@ -184,7 +196,7 @@ def _see_through(training, record, parts, out, console):
 
 
 def _finish(training, parts, out, console):
-    """Measure the test classes, once, and write metrics and report."""
+    """Measure the test classes, for the first and only time, and write metrics and report."""
     config, test = training.plan, parts["test"]
     run, found = training.outcome(test, K)
     console.print(table(test, found, "test classes"))
@@ -221,7 +233,7 @@ def _finish(training, parts, out, console):
 
 
 def versions():
-    """Return what a run's last bits depend on beside its config and the machine."""
+    """Return what else must be equal for bit-identical results, beside config and machine: versions, process count."""
     libraries = {"xbm": __version__, "torch": torch.__version__, "numpy": np.__version__}
     several = {"processes": str(ranks.size())} if ranks.size() > 1 else {}
     return libraries | {"python": platform.python_version()} | several

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, noted instead of obeyed at once."""
+"""Deferred handling of Ctrl-C and SIGTERM: the signal is recorded, and the run stops after the current step."""
 
 import signal
 from contextlib import contextmanager
@@ -7,12 +7,12 @@ CAUGHT = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """Which signal asked for an end, 0 so far."""
+    """Record of the last signal received; `signal` is 0 if there was none."""
 
     signal = 0
 
     def note(self, number, _):
-        """Note a signal; the second Ctrl-C ends at once, as any does elsewhere."""
+        """Record a signal. Ctrl-C after another signal raises KeyboardInterrupt."""
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
@@ -20,7 +20,7 @@ class Stop:
 
 @contextmanager
 def noted():
-    """Yield a `Stop` that notes the signals of this block."""
+    """Yield a `Stop` that records the signals received within the block."""
     stop = Stop()
     before = {number: signal.signal(number, stop.note) for number in CAUGHT}
     try:

@@ -1,32 +1,32 @@
-"""Which classes are trained on, which draw the curve, and which are kept for the end."""
+"""The random split of the classes into training, validation and test classes."""
 
 import numpy as np
 
 from xbm.experiments.errors import InputError
 from xbm.experiments.plan import PARTS
 
-VALIDATION, TEST = 0.1, 0.4  # shares of the classes, or of the groups; the others are trained on
-LEAST = 2  # classes of a part: among the pictures of one, retrieval is never wrong
+VALIDATION, TEST = 0.1, 0.4  # shares of the classes or groups; the rest is for training
+LEAST = 2  # minimum number of classes in a part: with one class, every retrieval is correct
 
 
 def split(names, *, seed=0, groups=None, by=None):
-    """Divide classes at random into those of training, validation and test.
+    """Split classes at random into training, validation and test classes.
 
     Parameters
     ----------
     names : sequence of str
-        The classes.
+        Names of the C classes.
     seed : int
-        Of the division, and of nothing else: runs that differ in theirs share the test classes.
+        Seed of the split. It is separate from a run's seed, so that runs with different seeds share the test classes.
     groups : (C,) array, optional
-        Group of each class; whole groups go to one part.
+        Group of each class. All classes of a group go to the same part.
     by : str, optional
-        What the groups are, for the error.
+        Name of the groups, for the error message.
 
     Returns
     -------
     dict of str to list of str
-        Class names of "train", "validation" and "test", each in the order given.
+        Class names of "train", "validation" and "test", each in the order of `names`.
 
     Raises
     ------
@@ -44,5 +44,5 @@ def split(names, *, seed=0, groups=None, by=None):
     if min(map(len, parts.values())) < LEAST:
         found = f"{len(names)} classes" + ("" if groups is None else f" in {count} groups of {by}")
         sizes = ", ".join(f"{len(classes)} for {which}" for which, classes in parts.items())
-        raise InputError(f"{found} are too few to split ({sizes}): each part needs at least {LEAST}")
+        raise InputError(f"{found} are too few to split: each part needs at least {LEAST} classes, got {sizes}")
     return parts

@@ -1,4 +1,4 @@
-"""The training loop: one run, with or without a memory, that can be left and taken up again after any step."""
+"""The training loop: one run, with or without a memory, that can be interrupted and resumed after any step."""
 
 import math
 import time
@@ -15,39 +15,41 @@ from xbm.experiments.retrieval import finite, retrieval
 from xbm.report import REPORT
 from xbm.sampling import PKSampler
 
-READ_EVERY = 10  # steps between two readings of the figures
-PROBES = 256  # pictures whose drift is followed
-SHIFT = 0x5817F7  # tells the shifts' random numbers from the batches', which have the same seed
+READ_EVERY = 10  # steps between two records of the figures
+PROBES = 256  # number of pictures whose slow drift is measured
+SHIFT = 0x5817F7  # separates the random stream of the shifts from that of the batches, which share a seed
 
 
 class Training:
     """A training run after `step` steps.
 
-    No random generator has a state: the initial weights come from the seed, batch and shifts of a step from seed and
-    step, its learning rate from the step. With every framework they are the same, but for the initial weights.
+    The run is stateless in its random numbers: the initial weights are a function of the seed, the batch and shifts of
+    a step are functions of seed and step, and the learning rate is a function of the step. Except for the initial
+    weights, all are the same with every framework.
 
     Parameters
     ----------
     plan : Plan
     pictures : Pictures
-        To train on.
+        Training pictures.
     watched : Pictures
-        Of other classes, on which recall is measured on the way.
+        Pictures of other classes, for measuring recall during training.
     framework : str
-        What trains, among `plan.FRAMEWORKS`.
+        One of `plan.FRAMEWORKS`.
     measures : bool
-        Whether figures, drift and recall are measured on the way. One of several processes is enough.
+        Whether to measure figures, drift and recall during training. With several processes, one is enough.
 
     Attributes
     ----------
     engine : Engine
-        Network, optimiser and memory, of `engines.<framework>`.
+        Network, optimiser and memory, from `engines.<framework>`.
     step : int
-        Steps taken.
+        Number of steps taken.
     seconds : float
-        Spent in them, without the first, in which libraries load and compile, and without what is measured.
+        Duration of the steps, without measurements. The first step is excluded, because libraries load and compile in
+        it.
     curves : dict
-        What was measured, named as in `report.Run`.
+        Measurements, named as in `report.Run`.
     """
 
     def __init__(self, plan, pictures, watched, framework="torch", *, measures=True):
@@ -68,22 +70,22 @@ class Training:
 
     @property
     def now(self):
-        """The figures as last read, name to float."""
+        """The last recorded figures, as {name: float}."""
         return {name: values[-1] for name, values in self.curves["figures"].items() if values}
 
     def run(self, after=lambda step: False):
-        """Train to the end.
+        """Train until the last step, or until `after` returns true.
 
         Parameters
         ----------
         after : callable
-            Called with the number of steps after each, once all is done that belongs to it; the training is left
-            there, to be gone on with, if it returns true.
+            Called with the number of steps taken, after each step and its measurements. If it returns true, the
+            training stops; call `run` again to continue.
 
         Raises
         ------
         DivergenceError
-            When the loss or an embedding is NaN or infinite. The weights and the memory are then no longer of use.
+            If the loss or an embedding is NaN or infinite. The weights and the memory are then unusable.
         """
         first = self.step + 1
         if self.step == 0:
@@ -107,7 +109,7 @@ class Training:
             self.engine.fit(Batches(self.plan, self.pictures, self.step), took)
 
     def _measure(self):
-        """Read what is due after this step. Changes nothing that the training depends on."""
+        """Take the measurements that are due after this step. Has no effect on the training."""
         if not self.measures:
             return
         step, curves, last = self.step, self.curves, self.step == self.plan.steps
@@ -128,12 +130,12 @@ class Training:
             curves["recall"].append(retrieval(embeddings, self.watched.labels).recall[1])
 
     def outcome(self, pictures, k=(1,)):
-        """Return the report's `Run` on some pictures, and the retrieval metrics among them."""
+        """Evaluate on the given pictures; return the report's `Run` and the retrieval metrics."""
         embeddings = finite(self.engine.embed(pictures.images))
         found = retrieval(embeddings, pictures.labels, k)
         neighbours = metrics.neighbours(embeddings, k=min(SHOWN, len(embeddings) - 1))
         memory, moves = self.plan.weight > 0, self.plan.compensation is not None
-        named = f"{'moving ' if moves else ''}memory of {self.plan.capacity:,} rows"
+        named = f"{'compensated ' if moves else ''}memory of {self.plan.capacity:,} rows"
         run = Run(
             name=named if memory else "in-batch only",
             **self.curves,
@@ -147,12 +149,12 @@ class Training:
         return run, found
 
     def state(self):
-        """Return all that going on needs: tensors by name, and the rest as values that JSON holds. PyTorch's alone.
+        """Return the state to resume from: named tensors, and JSON-serializable values. PyTorch only.
 
         Raises
         ------
         DivergenceError
-            If a weight is not finite, so that nobody keeps such a state for a good one.
+            If a weight is not finite, so that no broken state replaces a good checkpoint.
         """
         tensors, values = self.engine.state()
         for name, value in tensors.items():
@@ -163,7 +165,7 @@ class Training:
         return tensors, values | {"step": self.step, "seconds": self.seconds, "curves": self.curves}
 
     def load(self, tensors, values):
-        """Take up a state of the same plan and pictures."""
+        """Load a state of the same plan and pictures."""
         self.engine.load(tensors, values)
         self.probe.past = {
             int(name.removeprefix("probe.")): rows.to(self.engine.device)
@@ -176,7 +178,7 @@ class Training:
 
 
 class Batches:
-    """The batches of a plan from a step on, each a function of seed and step: whoever asks ahead disturbs nothing."""
+    """The batches of a plan from step `start` on. Each is a function of seed and step, so prefetching is safe."""
 
     def __init__(self, plan, pictures, start=0):
         self.plan, self.pictures, self.start = plan, pictures, start
@@ -196,10 +198,10 @@ class Batches:
 
 
 def cosine(rate, steps):
-    """Return the learning rate of each step: from `rate` towards 0 along half a cosine.
+    """Return the learning rate of each step: cosine decay from `rate` towards 0.
 
-    Made as `torch.optim.lr_scheduler.CosineAnnealingLR` makes it, one from the other, to the last bit; that one has a
-    state to keep, and complains where a loss scaler skips the first step.
+    Uses the recursion of `torch.optim.lr_scheduler.CosineAnnealingLR` and gives bit-identical values. Unlike that
+    scheduler it has no state to save, and does not warn if a loss scaler skips the first step.
     """
     rates = [rate]
     for t in range(1, steps):
@@ -208,7 +210,7 @@ def cosine(rate, steps):
 
 
 def shifted(images, most, *, seed):
-    """Return pictures (n, C, H, W), each moved by up to `most` pixels either way; its edges fill what is bared."""
+    """Shift each picture of (n, C, H, W) at random, by at most `most` pixels in each direction; edge pixels repeat."""
     n, _, height, width = images.shape
     down, right = np.random.default_rng(seed).integers(-most, most, endpoint=True, size=(2, n, 1))
     rows = np.clip(np.arange(height) - down, 0, height - 1)

@@ -1,15 +1,13 @@
-"""Pair losses: each a few small functions over blocks of similarities, in a file of its own.
+"""Pair losses, one per module. Each consists of a few small functions over blocks of similarities.
 
-In formulas: S the cosine similarities, P and N the positive and negative pairs of an anchor with n_P and n_N of them,
-[x]+ = max(x, 0).
+Notation: S are the cosine similarities; P and N are the positive and negative pairs of an anchor, n_P and n_N their
+numbers; [x]+ = max(x, 0).
 """
 
-from collections.abc import Callable
-from functools import partial
 from inspect import signature
 from typing import TypeAlias
 
-from xbm.losses.base import Block, PairLoss, RowLoss, Side, SidedPairLoss, Staged
+from xbm.losses.base import LOSSES, Block, PairLoss, RowLoss, Side, SidedPairLoss, Staged
 from xbm.losses.batch_hard_triplet import BatchHardTriplet
 from xbm.losses.binomial_deviance import BinomialDeviance
 from xbm.losses.circle import Circle
@@ -62,47 +60,28 @@ __all__ = [
 ]
 
 LossLike: TypeAlias = str | RowLoss | Function
-"""What `get` takes for a loss: a name among `LOSSES`, an object or a function."""
-
-LOSSES: dict[str, Callable[..., RowLoss]] = {
-    "contrastive": Contrastive,
-    "binomial-deviance": BinomialDeviance,
-    "triplet": Triplet,
-    "semi-hard-triplet": SemiHardTriplet,
-    "batch-hard-triplet": BatchHardTriplet,
-    "multi-similarity": MultiSimilarity,
-    "nt-xent": NTXent,
-    "info-nce": NTXent,
-    "n-pair": partial(NTXent, temperature=1.0),
-    "supcon": SupCon,
-    "nca": NCA,
-    "lifted-structure": LiftedStructure,
-    "circle": Circle,
-    "tuplet-margin": TupletMargin,
-    "margin": Margin,
-    "smooth-ap": SmoothAP,
-    "recall-at-k": RecallAtK,
-}
+"""A loss as accepted by `get`: a name in `LOSSES`, a loss object, or a function."""
 
 REDUCED = [name for name, loss in LOSSES.items() if "reduction" in signature(loss).parameters]
-"""Names of the losses that have a choice of reduction."""
+"""Names of the losses with a `reduction` option."""
 
 
 def get(loss: LossLike, reduction: PairReduction | None = None) -> RowLoss:
-    """Return a loss from a name, a loss or a callable.
+    """Return a loss object for a name, a loss object or a callable.
 
     Parameters
     ----------
     loss : str, RowLoss or callable
-        One of `LOSSES`, with its defaults; a loss as it is; or a function, see `Differentiated`.
+        A name in `LOSSES`, for that loss with its defaults; a loss object, which is returned unchanged; or a function,
+        see `Differentiated`.
     reduction : {"mean", "mean-nonzero", "sum"}, optional
-        For the losses by name that have a choice: "contrastive", "margin", "triplet" and "semi-hard-triplet" ("mean" if
-        None). An object brings its own.
+        Reduction of a loss given by name: "contrastive", "margin", "triplet" or "semi-hard-triplet" (default "mean").
+        A loss object has its own reduction.
 
     Raises
     ------
     TypeError, ValueError
-        If `loss` is none of the three, listing what is accepted, or has no choice of reduction.
+        If `loss` is not one of the three, or `reduction` is given for a loss that has none or for an object.
     """
     if isinstance(loss, str):
         if loss not in LOSSES:
@@ -116,7 +95,8 @@ def get(loss: LossLike, reduction: PairReduction | None = None) -> RowLoss:
     if isinstance(loss, str) or reduction is not None:
         names = ", ".join(map(repr, REDUCED))
         raise ValueError(
-            f"reduction={reduction!r} is for a loss by name that has a choice ({names}); {loss!r} brings its own"
+            f"reduction is an option of losses by name ({names}), got reduction={reduction!r} with loss {loss!r}: "
+            "omit it, or set it on the loss object"
         )
     return loss if isinstance(loss, RowLoss) else Differentiated(loss)
 

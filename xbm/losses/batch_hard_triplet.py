@@ -4,37 +4,39 @@ from dataclasses import dataclass
 
 from xbm import checks
 from xbm.backends import Array, array_namespace
-from xbm.losses.base import Block, PairLoss
+from xbm.losses.base import LOSSES, Block, PairLoss
 from xbm.losses.functions import hinge, softplus
+from xbm.options import number, option
 from xbm.reductions import Results, Summaries, TopK
 
 
+@LOSSES.register("batch-hard-triplet")
 @dataclass(frozen=True)
 class BatchHardTriplet(PairLoss):
     r"""Triplet loss of an anchor's hardest pairs: the least similar positive against the most similar negative.
 
-    L_i = [max_N S - min_P S + m]+, or log(1 + exp(max_N S - min_P S + m)) if `soft`; 0 without both sides.
-    Of equally hard rows the one in the lowest slot counts.
+    L_i = [max_N S - min_P S + m]+, or log(1 + exp(max_N S - min_P S + m)) if `soft`; 0 without a positive or a
+    negative. Among equally hard rows, the row in the lowest slot is used.
 
     Parameters
     ----------
     margin : float
-        m, by how much the positive shall be more similar than the negative (cosine).
+        m, the required difference between the similarities of the positive and the negative (cosine).
     soft : bool
-        Whether triplets beyond the margin still pull a little.
+        Whether to use the soft margin, with which satisfied triplets still have a small gradient.
 
     Raises
     ------
     TypeError, ValueError
-        If the margin is no finite number or `soft` no bool.
+        If the margin is not a finite number or `soft` is not a bool.
 
     Examples
     --------
     >>> import numpy as np, xbm
     >>> anchors = np.asarray([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
     >>> objective = xbm.Objective(loss=xbm.BatchHardTriplet(), warmup=0)
-    >>> result = objective.evaluate(xbm.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
-    >>> round(float(result.loss), 4)  # only the second anchor is nearer to the other class: 0.8 - 0.6 + 0.2
+    >>> result = objective.evaluate(objective.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
+    >>> round(float(result.loss), 4)  # only the second anchor is closer to the other class: 0.8 - 0.6 + 0.2
     0.1333
 
     References
@@ -43,15 +45,11 @@ class BatchHardTriplet(PairLoss):
     on similarities instead of distances.
     """
 
-    margin: float = 0.2
-    soft: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "margin", checks.number("margin", self.margin))
-        checks.flag("soft", self.soft)
+    margin: float = option(0.2, number())
+    soft: bool = option(False, checks.flag)
 
     def summarise(self, block: Block, r: Results) -> Summaries:
-        """Return the hardest pair of either side."""
+        """Return the hardest positive and the hardest negative."""
         return {"positive": TopK.of(-block.S, block.P, block), "negative": TopK.of(block.S, block.N, block)}
 
     def value(self, r: Results) -> Array:
@@ -60,7 +58,7 @@ class BatchHardTriplet(PairLoss):
         return softplus(gap) if self.soft else hinge(gap)
 
     def weights(self, block: Block, r: Results) -> Array:
-        """Return the slope of L_i at the hardest negative, and minus that at the hardest positive."""
+        """Return the slope of L_i for the hardest negative, and its negation for the hardest positive."""
         gap = self._gap(r)
         xp = array_namespace(gap)
         slope = xp.exp(gap - softplus(gap)) if self.soft else xp.astype(gap > 0, gap.dtype)
@@ -68,7 +66,7 @@ class BatchHardTriplet(PairLoss):
         return xp.where(push, slope, 0.0) - xp.where(pull, slope, 0.0)
 
     def _gap(self, r: Results) -> Array:
-        """Return max_N S - min_P S + m, (B, 1); -inf where one of the two is missing."""
+        """Return max_N S - min_P S + m, (B, 1); -inf without a positive or a negative."""
         positive, negative = r["positive"], r["negative"]
         xp = array_namespace(positive.score)
         both = (positive.slot >= 0) & (negative.slot >= 0)

@@ -1,4 +1,4 @@
-"""A user's function as a loss."""
+"""User-defined functions as losses."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -8,30 +8,30 @@ from xbm.backends import Array, array_namespace
 from xbm.losses.base import Block, RowLoss
 
 Function: TypeAlias = Callable[[Array, Array, Array], Array]
-"""From S and the positive and negative pairs, each (B, m), to one value per anchor, (B,)."""
+"""A function of S and the positive and negative pairs, each (B, m), that returns one value per anchor, (B,)."""
 
 
 class Differentiated(RowLoss):
-    """A function `(S, positive, negative) -> L_i`, with its pair weights from the library's automatic differentiation.
+    """A loss defined by a function `(S, positive, negative) -> L_i`, differentiated by the library's autodiff.
 
-    It sees whole rows, (B, M) at once, empty slots and an anchor's own slot among them: columns that are neither
-    positive nor negative. It runs eagerly only. Anchors without any pair count 0, whatever it says of them; where it
-    has learned parameters, it must be finite there.
+    The function gets whole rows, (B, M) at once. They include empty slots and the anchor's own slot, which are neither
+    positive nor negative. The loss runs eagerly only. The value for anchors without pairs is replaced by 0; if the
+    function has learned parameters, this value must still be finite.
 
     Parameters
     ----------
     function : callable
-        From similarities (B, m), and booleans (B, m) that tell positive and negative pairs, to (B,), one value per
-        anchor. What it has learned parameters of gets its gradient as usual.
+        Maps similarities (B, m), and booleans (B, m) of positive and of negative pairs, to one value per anchor, (B,).
+        Its learned parameters get their gradients as usual.
 
     Raises
     ------
     TypeError
-        If it cannot be called.
+        If `function` is not callable.
     ValueError
-        From `whole`, if it does not return (B,).
+        From `whole`, if the function does not return shape (B,).
     NotImplementedError
-        From `whole`, where the library has no automatic differentiation.
+        From `whole`, if the library has no automatic differentiation.
 
     Examples
     --------

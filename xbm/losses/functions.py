@@ -1,4 +1,4 @@
-"""Functions that several losses are made of."""
+"""Functions shared by several losses."""
 
 from xbm.backends import Array, array_namespace
 
@@ -16,20 +16,20 @@ def sigmoid(x: Array) -> Array:
 
 
 def hinge(x: Array) -> Array:
-    """Return [x]+ = max(x, 0); a NaN stays one."""
+    """Return [x]+ = max(x, 0); NaN stays NaN."""
     xp = array_namespace(x)
     return xp.where(x <= 0, xp.zeros_like(x), x)
 
 
 def inverse(count: Array) -> Array:
-    """Return 1 / count, 0 where the count is 0."""
+    """Return 1 / count, or 0 where the count is 0."""
     xp = array_namespace(count)
-    # No division by almost 0: a compiler that multiplies in another order would find infinities.
+    # Do not divide by a tiny number instead: a compiler that reorders products could produce infinities.
     return xp.where(count == 0, 0.0, 1.0 / xp.where(count == 0, 1.0, count))
 
 
 def share(x: Array, weight: Array, log_sum: Array) -> Array:
-    """Return each pair's part w exp(x) of a row's sum exp(log_sum (B,)), (B, m); 0 where there is no pair."""
+    """Return each pair's share w exp(x) / exp(log_sum), (B, m), of a row's sum, log_sum (B,); 0 for excluded pairs."""
     xp = array_namespace(x)
-    # Where there is no pair the exponent is not bounded by the row's sum.
+    # Mask excluded pairs: their exponents are not bounded by the row's sum and could overflow.
     return weight * xp.exp(xp.where(weight > 0, x - log_sum[:, None], -xp.inf))

@@ -1,4 +1,4 @@
-"""Losses of tuplets: each positive by itself against all negatives."""
+"""Tuplet losses: each positive separately against all negatives."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -6,26 +6,27 @@ from math import cos, radians, sin
 
 from xbm import checks
 from xbm.backends import Array, array_namespace
-from xbm.losses.base import Block, PairLoss, Stage
+from xbm.losses.base import LOSSES, Block, PairLoss, Stage
 from xbm.losses.functions import inverse, share, sigmoid, softplus
+from xbm.options import number, option
 from xbm.reductions import LogSumExp, Results, Sum, Summaries
 
 
 class TupletLoss(PairLoss):
-    """L_i = (1/n_P) sum_P log(1 + sum_N exp(s S_n - x_p)), with x_p a positive's logit; two stages."""
+    """L_i = (1/n_P) sum_P log(1 + sum_N exp(s S_n - x_p)), where x_p is the positive's logit. It has two stages."""
 
     @property
     @abstractmethod
     def scale(self) -> float:
-        """s, what negatives are multiplied by, above 0."""
+        """s, the scale of negatives, above 0."""
 
     @abstractmethod
     def positive_logit(self, S: Array) -> tuple[Array, Array | float]:
-        """Return x_p of positives of similarity S, and d x_p / dS, each (B, m)."""
+        """Return x_p for positives with similarity S, and d x_p / dS, each (B, m)."""
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Return the negatives' stage, then the positives'."""
+        """Return the stage of the negatives and the stage of the positives."""
         return self._negatives, self.summarise
 
     def _negatives(self, block: Block, r: Results) -> Summaries:
@@ -33,7 +34,7 @@ class TupletLoss(PairLoss):
         return {"negative": LogSumExp.of(self.scale * block.S, block.N)}
 
     def summarise(self, block: Block, r: Results) -> Summaries:
-        """Return the sums over positives of their cost and of its slope a_p, and n_P."""
+        """Return the sums of the loss and of its slope a_p over positives, and n_P."""
         gap = r["negative"][:, None] - self.positive_logit(block.S)[0]
         return {
             "loss": Sum.of(block.P * softplus(gap)),
@@ -46,36 +47,38 @@ class TupletLoss(PairLoss):
         return r["loss"] * inverse(r["n_positive"])
 
     def weights(self, block: Block, r: Results) -> Array:
-        """Return mean(a) s q_N, with q_N the softmax over negatives, and -a_p (dx_p/dS) / n_P."""
+        """Return mean(a) s q_N for negatives, where q_N is their softmax, and -a_p (dx_p/dS) / n_P for positives."""
         x, slope = self.positive_logit(block.S)
         f = inverse(r["n_positive"])
         push = share(self.scale * block.S, block.N, r["negative"]) * (self.scale * (f * r["slope"]))[:, None]
         return push - block.P * sigmoid(r["negative"][:, None] - x) * slope * f[:, None]
 
 
+@LOSSES.register("nt-xent", "info-nce")
+@LOSSES.register("n-pair", temperature=1.0)
 @dataclass(frozen=True)
 class NTXent(TupletLoss):
-    r"""Normalised temperature-scaled cross entropy, also InfoNCE: each positive against all negatives.
+    r"""Normalised temperature-scaled cross entropy, or InfoNCE: each positive against all negatives.
 
     L_i = (1/n_P) sum_P -log(exp(S_p / t) / (exp(S_p / t) + sum_N exp(S_n / t))); 0 without a positive or a negative.
-    With one positive per anchor it is MoCo's loss; with t = 1 the N-pair loss, ``"n-pair"``.
+    With one positive per anchor it is MoCo's loss; with t = 1 it is the N-pair loss, ``"n-pair"``.
 
     Parameters
     ----------
     temperature : float
-        t, above 0: the lower, the more the most similar negatives weigh.
+        t, above 0. A lower temperature gives more weight to the most similar negatives.
 
     Raises
     ------
     TypeError, ValueError
-        If the temperature is no finite number above 0.
+        If the temperature is not a finite number above 0.
 
     Examples
     --------
     >>> import numpy as np, xbm
     >>> anchors = np.asarray([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
     >>> objective = xbm.Objective(loss=xbm.NTXent(temperature=0.5), warmup=0)
-    >>> result = objective.evaluate(xbm.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
+    >>> result = objective.evaluate(objective.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
     >>> round(float(result.loss), 4)
     0.3921
 
@@ -84,13 +87,10 @@ class NTXent(TupletLoss):
     van den Oord, Li, Vinyals, "Representation Learning with Contrastive Predictive Coding", arXiv 1807.03748;
     Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, arXiv
     2002.05709; Sohn, "Improved Deep Metric Learning with Multi-class N-pair Loss Objective", NIPS 2016.
-    The default temperature is that of He et al., "Momentum Contrast", CVPR 2020, arXiv 1911.05722.
+    The default temperature is from He et al., "Momentum Contrast", CVPR 2020, arXiv 1911.05722.
     """
 
-    temperature: float = 0.07
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "temperature", checks.positive("temperature", self.temperature))
+    temperature: float = option(0.07, checks.positive)
 
     @property
     def scale(self) -> float:
@@ -102,31 +102,32 @@ class NTXent(TupletLoss):
         return self.scale * S, self.scale
 
 
+@LOSSES.register("tuplet-margin")
 @dataclass(frozen=True)
 class TupletMargin(TupletLoss):
-    r"""Tuplet margin loss: each positive, its angle eased by a slack, against all negatives.
+    r"""Tuplet margin loss: each positive, with its angle reduced by a slack, against all negatives.
 
     L_i = (1/n_P) sum_P log(1 + sum_N exp(s (S_n - cos(theta_p - beta)))), with S_p = cos(theta_p).
 
     Parameters
     ----------
     margin : float
-        beta, slack of a positive's angle, in degrees: nearer ones are let go.
+        beta, slack in degrees, subtracted from the angle of a positive; closer positives get less weight.
     scale : float
-        s, above 0: the higher, the more the most similar negatives weigh.
+        s, above 0. A larger scale gives more weight to the most similar negatives.
 
     Raises
     ------
     TypeError, ValueError
-        If one is no finite number, or the scale not above 0.
+        If a parameter is not a finite number, or the scale is not above 0.
 
     Examples
     --------
     >>> import numpy as np, xbm
     >>> anchors = np.asarray([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
     >>> objective = xbm.Objective(loss=xbm.TupletMargin(), warmup=0)
-    >>> result = objective.evaluate(xbm.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
-    >>> round(float(result.loss), 4)  # the second anchor, nearer to the other class
+    >>> result = objective.evaluate(objective.init(capacity=8, dim=2), anchors, np.asarray([0, 0, 1]))
+    >>> round(float(result.loss), 4)  # mostly the second anchor, which is closer to the other class
     2.6268
 
     References
@@ -134,16 +135,12 @@ class TupletMargin(TupletLoss):
     Yu, Tao, "Deep Metric Learning with Tuplet Margin Loss", ICCV 2019.
     """
 
-    margin: float = 5.73
-    scale: float = 64.0
+    margin: float = option(5.73, number())
+    scale: float = option(64.0, checks.positive)
     needs_cosines = True
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "margin", checks.number("margin", self.margin))
-        object.__setattr__(self, "scale", checks.positive("scale", self.scale))
-
     def positive_logit(self, S: Array) -> tuple[Array, Array]:
-        """Return s cos(theta - beta) and its derivative s sin(theta - beta) / sin(theta), finite at theta = 0."""
+        """Return s cos(theta - beta) and its derivative s sin(theta - beta) / sin(theta), kept finite at theta = 0."""
         xp = array_namespace(S)
         beta = radians(self.margin)
         squared = 1.0 - S * S

@@ -1,4 +1,4 @@
-"""The Keras suite runs on the backend that KERAS_BACKEND names; what cannot run on one stands in the table."""
+"""The Keras tests run on the backend named in KERAS_BACKEND; the table lists the skips."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ BACKEND = keras.backend.backend()
 
 
 def pytest_report_header():
-    """Say which backend is tested."""
+    """Report which backend is tested."""
     return f"keras backend: {BACKEND}"
 
 
@@ -32,7 +32,7 @@ def _float32_and_no_names_of_before():
 
 @pytest.fixture(scope="session", autouse=True)
 def _compile_once(tmp_path_factory):
-    """On JAX, have tests of the same model share what they compile, which is where their time goes."""
+    """On JAX, share compiled functions between tests of the same model, because compilation dominates their time."""
     if BACKEND == "jax":
         import jax
 
@@ -46,7 +46,7 @@ def _compile_once(tmp_path_factory):
 
 @pytest.fixture
 def quick_compiler(monkeypatch):
-    """Have PyTorch trace a step as a whole and run it without generating code, which takes minutes."""
+    """Let PyTorch trace a whole step and run it without code generation, which takes minutes."""
     if BACKEND == "torch":
         import torch
 
@@ -55,7 +55,7 @@ def quick_compiler(monkeypatch):
 
 @pytest.fixture
 def data():
-    """50 samples of 5 classes: batches of 8 end in one of 2."""
+    """Return 50 samples of 5 classes; with batches of 8, the last batch has 2."""
     generator = np.random.default_rng(0)
     y = np.arange(50) % 5
     return (generator.normal(size=(50, 6)) + 0.3 * y[:, None]).astype("float32"), y

@@ -1,4 +1,4 @@
-"""Training a linear model in NumPy with the core, as `fit` should; and the same model in Keras, in every form."""
+"""Reference for `fit`: training a linear model in NumPy with the core; and the same model in Keras, in every form."""
 
 import keras
 import numpy as np
@@ -15,8 +15,7 @@ class Simulation:
     def __init__(self, W, *, capacity, **options):
         self.W = np.array(W)
         self.objective = xbm.Objective(**options)
-        self.state = xbm.init(capacity=capacity, dim=self.W.shape[1])
-        self.motion = xbm.compensation.init(self.state) if self.objective.needs_motion else None
+        self.state = self.objective.init(capacity=capacity, dim=self.W.shape[1])
         self.history = {}
 
     def fit(self, x, y, *, epochs, batch_size=8, ids=None, validation=None):
@@ -25,9 +24,9 @@ class Simulation:
             for start in range(0, len(x), batch_size):
                 rows = slice(start, start + batch_size)
                 given = None if ids is None else ids[rows]
-                self._embed_anew(x)
-                step = self.objective.step(self.state, x[rows] @ self.W, y[rows], ids=given, motion=self.motion)
-                self.state, self.motion = step.state, step.motion
+                self._embed_again(x)
+                step = self.objective.step(self.state, x[rows] @ self.W, y[rows], ids=given)
+                self.state = step.state
                 self.W -= RATE * (x[rows].T @ step.gradient)
                 seen.append((len(y[rows]), step))
             self._record("", seen, ids)
@@ -37,23 +36,22 @@ class Simulation:
                 self._record("val_", seen, ids)
         return self
 
-    def _embed_anew(self, x):
+    def _embed_again(self, x):
         """Make the round that is due, if one is; row i of x is sample i."""
         compensate = self.objective.compensate
-        if compensate is not None and compensate.due(int(self.state.step)):
-            slots, filled = compensate.slots(self.state)
-            fresh = x[self.state.ids[slots]] @ self.W
-            self.state, self.motion = compensate.move(self.state, self.motion, slots, fresh, filled)
+        if compensate is not None and compensate.due(int(self.state.memory.step)):
+            probes = compensate.probe(self.state.memory)
+            self.state = self.objective.move(self.state, probes, x[probes.ids] @ self.W)
 
     def _evaluated(self, x, y):
-        return len(y), self.objective.evaluate(self.state, x @ self.W, y, gradient=True, motion=self.motion)
+        return len(y), self.objective.evaluate(self.state, x @ self.W, y, gradient=True)
 
     def _record(self, prefix, seen, ids):
         def mean(values):
             known = [(size, value) for (size, _), value in zip(seen, values, strict=True) if not np.isnan(value)]
             return sum(s * v for s, v in known) / sum(s for s, _ in known) if known else np.nan
 
-        reports = [dict(zip(xbm.REPORT, step.report, strict=True)) for _, step in seen]
+        reports = [step.report._asdict() for _, step in seen]
         epoch = {
             "loss": mean([float(step.loss) for _, step in seen]),
             "memory_loss": mean([r["memory_loss"] for r in reports]),
@@ -69,10 +67,10 @@ class Simulation:
             self.history.setdefault(prefix + name, []).append(float(value))
 
     def agrees(self, history, model, callback, *, rtol=1e-5, weights=1e-6):
-        """Assert that a fit of Keras' was this one."""
+        """Assert that a fit by Keras equals this one."""
         assert set(history.history) == set(self.history)
         for name, values in self.history.items():
-            # A pair's weight may underflow on one library and not on another.
+            # A pair's weight may underflow on one library only.
             known = 5e-3 if name.endswith("pairs") else rtol
             np.testing.assert_allclose(history.history[name], values, rtol=known, atol=1e-6, err_msg=name)
         np.testing.assert_allclose(weight(model), self.W, rtol=0, atol=weights)
@@ -80,7 +78,7 @@ class Simulation:
 
     def remembers(self, rows, *, atol=1e-6):
         """Assert that a memory holds these rows."""
-        expected = xbm.rows(self.state)
+        expected = xbm.rows(self.state.memory)
         np.testing.assert_allclose(rows.embeddings, expected.embeddings, rtol=0, atol=atol)
         for name in ("labels", "ids", "stored_at"):
             np.testing.assert_array_equal(getattr(rows, name), getattr(expected, name), err_msg=name)
@@ -101,7 +99,7 @@ def dense(name="embedding"):
 
 @keras.saving.register_keras_serializable(package="tests")
 def first_weights(shape, dtype=None):
-    """The same weights on every backend."""
+    """Initializer with the same weights on every backend."""
     values = np.random.default_rng(1).normal(size=tuple(int(n) for n in shape)) / np.sqrt(shape[0])
     return keras.ops.convert_to_tensor(values.astype("float32"), dtype=dtype)
 
@@ -111,12 +109,12 @@ def weights_at_first(features=6, dim=DIM):
 
 
 def weight(model):
-    """The model's first weights, as NumPy."""
+    """Return the model's initial weights as a NumPy array."""
     return keras.ops.convert_to_numpy(model.trainable_variables[0].value).astype("float32")
 
 
 def make(kind="functional", *, compiled=True, **options):
-    """Return x W as a Keras model of a kind, compiled with plain SGD."""
+    """Return x W as a Keras model of the given kind, compiled with plain SGD."""
     if kind == "functional":
         inputs = keras.Input((6,))
         model = keras.Model(inputs, dense()(inputs))

@@ -1,4 +1,4 @@
-"""The callback: `fit` is the core, step by step, on every kind of model and in every way Keras runs one."""
+"""The callback: `fit` agrees with the core, step by step, for every kind of model and every execution mode of Keras."""
 
 import keras
 import numpy as np
@@ -9,21 +9,22 @@ from tests.integrations.keras.simulation import KINDS, RATE, Simulation, make, w
 from tests.strategies import named
 from xbm.backends import array_namespace
 from xbm.integrations.keras import InBatchLoss, XBMCallback
+from xbm.state import named as arrays_of
 
 
 def near(labels, row_labels):
-    """A relation for `match`, in any library."""
+    """A relation for `match`, for any library."""
     return abs(labels[:, None] - row_labels[None, :]) <= 1
 
 
 def by_row(labels, row_labels):
-    """Weights for `pair_weights`, in any library."""
+    """Weights for `pair_weights`, for any library."""
     xp = array_namespace(row_labels)
     return xp.astype(1 + row_labels % 2, xp.float32)[None, :]
 
 
 OPTIONS = [
-    {"capacity": 5},  # below the batch
+    {"capacity": 5},  # less than the batch size
     {"reduction": "sum", "weight": 0.01},
     {"in_batch": False},
     {"normalize": False},
@@ -38,9 +39,6 @@ OPTIONS = [
 
 def core(options):
     """The same options for the core."""
-    options = dict(options)
-    if "reduction" in options:
-        options["loss"] = xbm.Contrastive(reduction=options.pop("reduction"))
     return {"capacity": 32, "warmup": 2} | options
 
 
@@ -50,7 +48,7 @@ def fit(model, x, y, callback, *, epochs=3, **options):
 
 
 def snapshot(callback):
-    return [keras.ops.convert_to_numpy(value).copy() for value in (*callback.memory.state(),)]
+    return [keras.ops.convert_to_numpy(value).copy() for value in arrays_of(callback.memory.state()).values()]
 
 
 def assert_same(callback, before):
@@ -117,7 +115,7 @@ def test_mixed_precision(policy, data):
     rows = callback.rows()
     assert rows.embeddings.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(rows.embeddings, axis=1), 1, atol=1e-6)  # normalised in float32
-    np.testing.assert_array_equal(rows.labels, xbm.rows(simulated.state).labels)
+    np.testing.assert_array_equal(rows.labels, xbm.rows(simulated.state.memory).labels)
     np.testing.assert_allclose(weight(model), simulated.W, atol=0.05)
 
 
@@ -132,7 +130,7 @@ def test_rows_of_other_dtypes(dtype, data):
 
 
 def test_is_added_to_the_loss_of_compile(data):
-    """The in-batch loss by compile, the memory's by the callback: the same as both by the callback."""
+    """InBatchLoss in `compile` plus the memory loss of the callback equals both terms in the callback."""
     x, y = data
     model, callback = make(loss=InBatchLoss()), XBMCallback(capacity=32, warmup=2, in_batch=False)
     history = fit(model, x, y, callback)
@@ -217,7 +215,7 @@ def test_a_second_callback_begins_anew(data):
 
 
 def test_a_model_that_was_compiled_before(data):
-    """Keras keeps a step that it has compiled, and JAX knows one by the method it was made of."""
+    """Keras caches compiled steps, and JAX identifies them by their method."""
     x, y = data
     model, callback = make(loss=InBatchLoss()), XBMCallback(capacity=32, warmup=2, in_batch=False)
     fit(model, x, y, keras.callbacks.Callback(), epochs=1, validation_data=(x, y))
@@ -272,14 +270,14 @@ def test_refit_after_an_exception(same, compile_options, data):
 
 
 def test_a_lost_memory_is_refused(data):
-    """An eager step of JAX's donates the rows it writes into; what fails after that has lost them."""
+    """An eager JAX step donates the rows it writes into; a failure afterwards loses them."""
 
     class Fails(keras.metrics.Mean):
         calls = 0
 
         def update_state(self, y_true, y_pred, sample_weight=None):
             self.calls += 1
-            if self.calls == 3:  # the first is Keras' own, to build it; the first step's failure loses the model
+            if self.calls == 3:  # 1 builds the model; a failure at 2, the first step, would lose it
                 raise ZeroDivisionError
 
     x, y = data
@@ -289,7 +287,7 @@ def test_a_lost_memory_is_refused(data):
     with pytest.raises(ZeroDivisionError):
         fit(model, x, y, callback, epochs=1)
     model.compile("sgd")
-    with pytest.raises(RuntimeError, match="go on with a new XBMCallback"):
+    with pytest.raises(RuntimeError, match="continue with a new XBMCallback"):
         fit(model, x, y, callback)
     again = XBMCallback(capacity=32)
     fit(model, x, y, again, epochs=1)
@@ -297,7 +295,7 @@ def test_a_lost_memory_is_refused(data):
 
 
 def test_rows_that_are_not_finite(data):
-    """Skipped and counted; refused by name where a step can look at values."""
+    """Non-finite rows are skipped and counted; with `on_nonfinite="raise"`, eager steps raise an error."""
     x, y = data
     x = x.copy()
     x[3] = np.nan
@@ -328,7 +326,7 @@ def test_a_step_without_compute_loss_is_refused(data):
 
 
 def test_a_model_with_its_own_compute_loss(data):
-    """One of before Keras 3.3, without `training`."""
+    """An override written for Keras before 3.3, without `training`."""
     x, y = data
     base = make("subclassed", compiled=False).__class__
 

@@ -1,4 +1,4 @@
-"""Drift compensation: the memory moves as the core moves it, and nothing else does."""
+"""Drift compensation: the memory moves exactly as in the core, and nothing else changes."""
 
 import keras
 import numpy as np
@@ -8,6 +8,7 @@ import xbm
 from tests.integrations.keras.simulation import DIM, RATE, Simulation, dense, make, weights_at_first
 from xbm.compensation import Motion
 from xbm.integrations.keras import XBM, XBMCallback
+from xbm.state import named
 
 FIT = {"batch_size": 8, "shuffle": False, "verbose": 0}
 IDS = np.arange(50)
@@ -21,13 +22,13 @@ def with_ids(x):
 
 
 def tidal(data):
-    """Something to follow: of batches of 8 the memory learns noise alone."""
+    """Add a slow drift that can be followed; otherwise the motion of batches of 8 is only noise."""
     x, y = data
     return x + np.outer(2 * np.sin(IDS / 8), [1, -1, 1, 0, 0, 1]).astype("float32"), y
 
 
 def motion_of(memory):
-    return Motion(*(np.array(keras.ops.convert_to_numpy(value)) for value in memory.motion()))
+    return Motion(*(np.array(keras.ops.convert_to_numpy(value)) for value in memory.state().motion))
 
 
 def assert_same_motion(one, other, **tolerance):
@@ -37,7 +38,7 @@ def assert_same_motion(one, other, **tolerance):
 
 @pytest.mark.parametrize("compensate", [FOLLOW, MAPS], ids=["follow", "maps"])
 def test_is_the_core(compensate, data):
-    """Validation moves nothing; where maps are fitted there are two more names."""
+    """Validation does not move the memory; with map fits there are two more logs."""
     x, y = tidal(data)
     given = {"data": {"image": x}} if compensate.probes else {}
     model = make("subclassed")
@@ -47,15 +48,15 @@ def test_is_the_core(compensate, data):
     simulated = Simulation(weights_at_first(), capacity=CAPACITY, warmup=2, compensate=compensate)
     simulated.fit(x, y, epochs=3, ids=IDS, validation=(x[:12], y[:12]))
     simulated.agrees(history, model, callback, rtol=1e-4, weights=1e-5)
-    assert_same_motion(motion_of(callback.memory), simulated.motion, rtol=1e-3, atol=1e-5)
-    assert simulated.motion.trust > 0
+    assert_same_motion(motion_of(callback.memory), simulated.state.motion, rtol=1e-3, atol=1e-5)
+    assert simulated.state.motion.trust > 0
     if compensate is MAPS:
         before, after = (history.history[f"memory_drift_{when}"] for when in ("before", "after"))
         assert all(0 < mean < was for mean, was in zip(after, before, strict=True))
 
 
 class Draws(keras.layers.Layer):
-    """Changes all that a layer may in a call: a seed, a counter, the model's losses."""
+    """A layer that changes all state a call may change: a seed, a counter and the model's losses."""
 
     def __init__(self):
         super().__init__()
@@ -71,19 +72,19 @@ class Draws(keras.layers.Layer):
 
 
 def about_to_move(model, x, y, ids, **options):
-    """Return a callback before a batch that is due a round, over a memory of 7 steps."""
+    """Return a callback before a batch with a due round, with a memory after 7 steps."""
     simulated = Simulation(weights_at_first(), capacity=CAPACITY).fit(x, y, epochs=1, ids=ids)
     callback = XBMCallback(
         capacity=CAPACITY, ids="id", compensate=xbm.Compensation(probes=12, every=7, ridge=0.3), **options
     )
-    callback.attach(model).load_own_variables(simulated.state._asdict())
+    callback.attach(model).load_own_variables(named(simulated.state))
     callback.set_model(model)
     return callback, simulated
 
 
 @pytest.mark.parametrize("compile_options", [{}, {"run_eagerly": True}], ids=str)
 def test_a_round_moves_the_memory_and_nothing_else(compile_options, data):
-    """The rows are those of a layer by name, with the batch's statistics; unknown samples have none."""
+    """Rows come from the named layer, with batch statistics; unknown samples get no rows."""
     x, y = data
     inputs = keras.Input((6,))
     norm = keras.layers.BatchNormalization(center=False, scale=False, name="norm")
@@ -108,24 +109,25 @@ def test_a_round_moves_the_memory_and_nothing_else(compile_options, data):
     for variable, value in zip(others, before, strict=True):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable.value), value, err_msg=variable.path)
 
-    compensate, state, motion = callback.objective.compensate, simulated.state, xbm.compensation.init(simulated.state)
-    slots, filled = compensate.slots(state)
-    known = filled & (state.ids[slots] >= 0)
+    objective = callback.objective
+    state = objective.begin(simulated.state.memory)
+    probes = objective.compensate.probe(state.memory)
+    known = probes.ids >= 0
     assert 8 <= known.sum() < 12
-    assert set(asked[0]) == set(state.ids[slots][known])
+    assert set(asked[0]) == set(probes.ids[known])
     z = x[asked[0]] @ weights_at_first()
     z = (z - z.mean(axis=0)) / np.sqrt(z.var(axis=0) + 1e-3)
-    simulated.state, motion = compensate.move(state, motion, slots, z, known)
+    simulated.state = objective.move(state, probes, z)
     simulated.remembers(callback.rows(), atol=1e-5)
-    assert_same_motion(motion_of(callback.memory), motion, rtol=1e-4, atol=1e-5)
-    assert motion.rejected == 0
+    assert_same_motion(motion_of(callback.memory), simulated.state.motion, rtol=1e-4, atol=1e-5)
+    assert simulated.state.motion.rejected == 0
     callback.on_train_batch_begin(0)  # of another epoch: steps are read anew, and no training came between
     assert len(asked) == 2
     callback.on_train_end()
 
 
 def test_resumes_exactly(data, tmp_path):
-    """A file without a motion leaves the memory still, and one with a motion loads where nothing is compensated."""
+    """A file without a motion resets the motion, and a file with a motion loads without compensation."""
     x, y = tidal(data)
     path = str(tmp_path / "model.weights.h5")
     options = {"compensate": MAPS, "data": {"image": x}}
@@ -148,7 +150,7 @@ def test_resumes_exactly(data, tmp_path):
     np.testing.assert_array_equal(resumed.rows().embeddings, callback.rows().embeddings)
     assert_same_motion(motion_of(resumed.memory), motion_of(callback.memory), rtol=0)
 
-    assert without.memory.motion() is None
+    assert without.memory.state().motion is None
     plain.save_weights(path)
     model.load_weights(path)
     resumed.memory.clear()
@@ -167,7 +169,7 @@ def test_the_layer_moves_its_memory(data):
     model.fit({"image": x, "label": y.astype("int32")}, **FIT)
     simulated = Simulation(weights_at_first(), capacity=CAPACITY, warmup=2, compensate=FOLLOW).fit(x, y, epochs=1)
     simulated.remembers(layer.rows(), atol=1e-5)
-    assert_same_motion(motion_of(layer), simulated.motion, rtol=1e-3, atol=1e-5)
+    assert_same_motion(motion_of(layer), simulated.state.motion, rtol=1e-3, atol=1e-5)
     layer.clear()
     assert motion_of(layer).trust == 0
 
@@ -176,8 +178,8 @@ def test_the_layer_moves_its_memory(data):
     ("options", "error", "message"),
     [
         ({"data": np.zeros((50, 6))}, ValueError, r"data is for Compensation\(probes=\.\.\.\)"),
-        ({"compensate": MAPS, "ids": "id"}, ValueError, "give both or none"),
-        ({"compensate": MAPS, "data": np.zeros((50, 6))}, ValueError, "say by ids="),
+        ({"compensate": MAPS, "ids": "id"}, ValueError, "pass both or neither"),
+        ({"compensate": MAPS, "data": np.zeros((50, 6))}, ValueError, "pass ids="),
         ({"compensate": MAPS, "ids": "id", "data": [1, 2]}, TypeError, r"callable as data\(ids\), got int"),
         ({"compensate": MAPS, "ids": "id", "data": (IDS, IDS[1:])}, ValueError, r"one length.*\(50,\), \(49,\)"),
     ],
@@ -189,7 +191,7 @@ def test_what_is_missing_for_rounds_is_refused(options, error, message):
 
 
 def test_the_layer_refuses_rounds():
-    with pytest.raises(ValueError, match=r"use the XBMCallback, or call xbm\.Compensation\.move"):
+    with pytest.raises(ValueError, match=r"use the XBMCallback, or call xbm\.Objective\.move"):
         XBM(compensate=MAPS)
 
 
@@ -198,7 +200,7 @@ def test_the_layer_refuses_rounds():
     [
         (lambda x: {"image": x[:20]}, IDS, "it has 20 rows, and ids reach"),
         (lambda x: lambda ids: {"image": x[ids][:-1]}, IDS, rf"of the 12 samples.*shape \(11, {DIM}\)"),
-        (lambda x: {"image": x}, np.full(50, -1), "knows no samples"),
+        (lambda x: {"image": x}, np.full(50, -1), "the memory rows have none"),
     ],
     ids=["beyond", "another number", "unknown"],
 )

@@ -1,4 +1,4 @@
-"""Which output is the embedding, what are labels and ids, and that they stay the integers they are."""
+"""Selection of embeddings, labels and ids, and that labels and ids stay exact integers."""
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ FIT = {"batch_size": 8, "shuffle": False, "verbose": 0}
 
 
 def classifier(outputs):
-    """Return a model of an embedding and, from it, a classification whose gradient stops there."""
+    """Return a model with an embedding and a classification, whose gradient does not reach the embedding."""
     inputs = keras.Input((6,), name="image")
     embedding = dense()(inputs)
     frozen = keras.layers.Dense(5, name="logits", trainable=False)
@@ -65,7 +65,7 @@ def test_a_layer_of_a_subclassed_model(data):
 
 @pytest.mark.parametrize("labels", [None, "logits"])
 def test_a_classifier_and_a_memory(labels, data):
-    """Two outputs: a loss and a metric of compile on one, the memory on the other."""
+    """Two outputs: loss and metric of `compile` on one, the memory on the other."""
     x, y = data
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model = classifier(lambda e, c: {"embedding": e, "logits": c})
@@ -74,7 +74,9 @@ def test_a_classifier_and_a_memory(labels, data):
     callback = XBMCallback(capacity=32, warmup=2, embeddings="embedding", labels=labels)
     targets = {"embedding": y + 10, "logits": y}
     history = model.fit(x[:8], {name: part[:8] for name, part in targets.items()}, callbacks=[callback], **FIT)
-    in_batch = xbm.Objective().evaluate(xbm.init(capacity=1, dim=DIM), x[:8] @ weights_at_first(), y[:8]).loss
+    in_batch = (
+        xbm.Objective().evaluate(xbm.Objective().init(capacity=1, dim=DIM), x[:8] @ weights_at_first(), y[:8]).loss
+    )
     assert history.history["loss"][0] == pytest.approx(before["loss"] + float(in_batch), rel=1e-5)
     history = model.fit(x, targets, epochs=2, callbacks=[callback], **FIT)
     assert set(history.history) == {"loss", "logits_accuracy", "memory_loss", "memory_pairs", "memory_fill"}
@@ -121,10 +123,10 @@ REFUSED = {
     "one-hot": (lambda x, y: (x, np.eye(5, dtype="int64")[y]), {}, "take the argmax of one-hot"),
     "floats": (lambda x, y: (x, y.astype("float32")), {}, "labels must be integers, got"),
     "no y": (lambda x, y: (x, None), {}, "labels must be integers"),
-    "many": (lambda x, y: (x, {"a": y, "b": y}), {}, r"which of the 2 parts of y \(a, b\) are the labels"),
-    "unknown": (lambda x, y: (x, {"a": y, "b": y}), {"labels": "c"}, r"labels='c' is no key of y \(a, b\)"),
-    "ids": (lambda x, y: (x, y), {"ids": "id"}, "ids='id' is no key"),
-    "a layer": (lambda x, y: (x, y), {"embeddings": "nonsense"}, "'nonsense' is no output"),
+    "many": (lambda x, y: (x, {"a": y, "b": y}), {}, r"one of the 2 parts of y \(a, b\) as the labels"),
+    "unknown": (lambda x, y: (x, {"a": y, "b": y}), {"labels": "c"}, r"labels='c' must be a key of y \(a, b\)"),
+    "ids": (lambda x, y: (x, y), {"ids": "id"}, "ids='id' must be a key"),
+    "a layer": (lambda x, y: (x, y), {"embeddings": "nonsense"}, "must name an output .* got 'nonsense'"),
 }
 
 
@@ -139,7 +141,7 @@ def test_bad_data_are_refused(case, data):
 def test_several_outputs_need_a_name(data):
     model = classifier(lambda e, c: [e, c])
     model.compile("sgd")
-    with pytest.raises(ValueError, match=r"name one of the model's 2 outputs \(embedding, logits\)"):
+    with pytest.raises(ValueError, match=r"the model has 2 outputs \(embedding, logits\)"):
         model.fit(*data, callbacks=[XBMCallback(capacity=8)], **FIT)
 
 
@@ -153,7 +155,7 @@ def stored(labels, x):
 
 @pytest.mark.parametrize("dtype", ["int64", "int32"])
 def test_integers_beyond_24_bits_are_exact(dtype, data):
-    """What floats would merge: 2^24 and 2^24 + 1."""
+    """Labels that float32 would merge: 2^24 and 2^24 + 1."""
     x, _ = data
     labels = (2**24 + np.arange(50)).astype(dtype)
     assert stored(labels, x).tolist() == labels.tolist()
@@ -170,7 +172,7 @@ def test_integers_beyond_32_bits_are_exact(data):
 @pytest.mark.parametrize("ahead", [False, True], ids=["on the host", "moved ahead"])
 @pytest.mark.parametrize("where", ["labels", "ids", "validation"])
 def test_integers_too_large_are_refused(where, ahead, data, monkeypatch):
-    """JAX makes 5 of 2^40 + 5 without a word, on an accelerator before the step begins."""
+    """JAX silently truncates 2^40 + 5 to 5; on an accelerator, this happens before the step."""
     import jax
 
     if ahead:
@@ -186,9 +188,9 @@ def test_integers_too_large_are_refused(where, ahead, data, monkeypatch):
         validation = ({"image": x, "id": ids}, large)
     callback = XBMCallback(capacity=8, ids="id")
     what = "ids" if where == "ids" else "labels"
-    with pytest.raises(ValueError, match=f"{what} reach from 1099511627776 to 1099511627780, but JAX makes int32"):
+    with pytest.raises(ValueError, match=f"{what} must fit into int32, .* got 1099511627776 to 1099511627780"):
         make("subclassed").fit(inputs, labels, validation_data=validation, callbacks=[callback], **FIT)
-    with pytest.raises(ValueError, match="labels reach from"):
+    with pytest.raises(ValueError, match="labels must fit into int32"):
         XBM(capacity=8)(x, large)
     history = make("subclassed").fit({"image": x, "id": ids}, y, callbacks=[callback], **FIT)
     assert np.isfinite(history.history["loss"][0])

@@ -1,4 +1,4 @@
-"""The layer in steps and graphs of one's own, and the loss for `compile`."""
+"""The layer in custom steps and functional models, and the loss for `compile`."""
 
 import json
 
@@ -18,7 +18,7 @@ def simulated(x, y, *, epochs=2, ids=None, capacity=32):
 
 
 class WithLayer(keras.Model):
-    """An encoder and an XBM within one model, whose forward pass takes the labels."""
+    """A model with an encoder and an XBM, whose forward pass takes the labels."""
 
     def __init__(self, **options):
         super().__init__()
@@ -146,7 +146,7 @@ def test_a_step_that_drops_the_layers_memory_shows(data):
     assert len(model.xbm.rows().labels) == 0
     jax.jit(lambda one: model.stateless_call(*state, one, training=True)[0])(inputs)
     for look in (lambda: model.xbm.rows(), lambda: model.xbm.report):
-        with pytest.raises(RuntimeError, match="its variables are as before"):
+        with pytest.raises(RuntimeError, match="its variables are unchanged"):
             look()
 
 
@@ -157,13 +157,13 @@ def test_the_layer_refuses_a_step_without_its_variables(data):
     model = WithLayer()
     inputs = {"image": x[:8], "label": y[:8]}
     model(inputs)
-    with pytest.raises(RuntimeError, match=r"its variables are not a part of.*stateless_call"):
+    with pytest.raises(RuntimeError, match=r"without its variables.*stateless_call"):
         jax.jit(lambda one: model(one, training=True))(inputs)
     sequential = keras.Sequential([keras.Input((6,)), dense()])
     sequential.xbm = XBM(capacity=8)
     sequential.xbm.build((None, DIM))
     sequential.call = lambda x, training=None, mask=None: sequential.xbm(x[:, :DIM], y[:8], training=training)
-    with pytest.raises(RuntimeError, match="its variables are not a part of"):
+    with pytest.raises(RuntimeError, match="without its variables"):
         sequential.stateless_call(
             [v.value for v in sequential.trainable_variables],
             [v.value for v in sequential.non_trainable_variables],
@@ -180,14 +180,15 @@ def test_a_step_that_drops_the_memory_is_refused(data):
 
     model = Drops()
     model.compile("sgd")
-    with pytest.raises(RuntimeError, match="without the memory's new ones"):
+    with pytest.raises(RuntimeError, match="must return the updated metrics variables"):
         model.fit(*data, callbacks=[XBMCallback(capacity=8)], **FIT)
 
 
 def test_eager_calls(data):
     x, y = data
     layer = XBM(capacity=32, warmup=1)
-    objective, state = xbm.Objective(warmup=1), xbm.init(capacity=32, dim=6)
+    objective = xbm.Objective(warmup=1)
+    state = objective.init(capacity=32, dim=6)
     for start in range(0, 50, 8):
         rows = slice(start, start + 8)
         evaluated = float(layer(x[rows], y[rows])) if start else None
@@ -205,10 +206,11 @@ def test_eager_calls(data):
 
 @pytest.mark.parametrize("with_labels", [True, False], ids=["labels", "no labels"])
 def test_two_towers(with_labels, data):
-    """Keys are stored and compared; without labels each query has its key."""
+    """Keys are stored and compared; without labels, the positive of each query is its key."""
     x, y = data
     layer = XBM(capacity=32, loss="supcon", warmup=1)
-    objective, state = xbm.Objective(loss="supcon", warmup=1), xbm.init(capacity=32, dim=6)
+    objective = xbm.Objective(loss="supcon", warmup=1)
+    state = objective.init(capacity=32, dim=6)
     for start in range(0, 50, 8):
         rows = slice(start, start + 8)
         given = {"labels": y[rows], "key_labels": y[rows][::-1].copy()} if with_labels else {}
@@ -217,7 +219,7 @@ def test_two_towers(with_labels, data):
         step = objective.step(state, x[rows], **given)
         state = step.state
         assert float(loss) == pytest.approx(float(step.loss), rel=1e-5)
-    np.testing.assert_array_equal(layer.rows().labels, xbm.rows(state).labels)
+    np.testing.assert_array_equal(layer.rows().labels, xbm.rows(state.memory).labels)
     evaluated = objective.evaluate(state, x[:8], keys=x[:8]).loss
     assert float(layer(x[:8], keys=x[:8])) == pytest.approx(float(evaluated), rel=1e-5)
 
@@ -231,14 +233,17 @@ def test_two_towers_in_a_functional_graph(data):
     model = keras.Model({"image": image, "view": view}, layer(encoder(image), keys=encoder(view)))
     model.compile(keras.optimizers.SGD(RATE))
     model.fit({"image": x, "view": x[:, ::-1]}, **FIT)
-    W, state = weights_at_first(), xbm.init(capacity=32, dim=DIM)
-    objective = xbm.Objective(loss="supcon", warmup=0)
+    W, objective = weights_at_first(), xbm.Objective(loss="supcon", warmup=0)
+    state = objective.init(capacity=32, dim=DIM)
     for start in range(0, 50, 8):
         images, views = x[start : start + 8], x[start : start + 8, ::-1]
         step = objective.step(state, images @ W, keys=views @ W)
         state, W = step.state, W - RATE * (images.T @ step.gradient + views.T @ step.key_gradient)
     np.testing.assert_allclose(weight(model), W, rtol=0, atol=1e-5)
-    mine, theirs = layer.rows().labels, xbm.rows(state).labels  # numbered from the lowest integer, of 32 bits on JAX
+    mine, theirs = (
+        layer.rows().labels,
+        xbm.rows(state.memory).labels,
+    )  # numbered from the lowest integer, of 32 bits on JAX
     np.testing.assert_array_equal(mine - np.iinfo(mine.dtype).min, theirs - np.iinfo(theirs.dtype).min)
 
 
@@ -261,7 +266,8 @@ def test_the_layer_leaves_the_dtype_of_embeddings(data):
 def test_the_loss_is_the_cores(name, data):
     x, y = data
     loss = InBatchLoss(name)
-    expected = xbm.Objective(loss=name).evaluate(xbm.init(capacity=1, dim=6), x[:8], y[:8]).loss
+    objective = xbm.Objective(loss=name)
+    expected = objective.evaluate(objective.init(capacity=1, dim=6), x[:8], y[:8]).loss
     assert float(loss(y[:8], x[:8])) == pytest.approx(float(expected), rel=1e-5)
     assert float(loss(y[:8, None], x[:8])) == pytest.approx(float(expected), rel=1e-5)
 
@@ -293,7 +299,7 @@ def test_losses_and_layers_are_serialised(options):
     again = XBM.from_config(layer.get_config())
     assert again.get_config() == layer.get_config()
     assert again.objective == layer.objective
-    written = json.loads(json.dumps(layer.get_config()))  # as in a model's file
+    written = json.loads(json.dumps(layer.get_config()))  # as in a saved model
     assert XBM.from_config(written).objective == layer.objective
 
 

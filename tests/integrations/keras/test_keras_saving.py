@@ -1,4 +1,4 @@
-"""Saving, loading and going on."""
+"""Saving, loading and resuming."""
 
 import re
 
@@ -8,6 +8,7 @@ import pytest
 
 from tests.integrations.keras.simulation import DIM, Simulation, make, weight, weights_at_first
 from xbm.integrations.keras import InBatchLoss, XBMCallback
+from xbm.state import named
 
 FIT = {"batch_size": 8, "shuffle": False, "verbose": 0}
 
@@ -115,11 +116,11 @@ def test_backup_and_restore_is_uninterrupted(order, data, tmp_path):
 
 
 def test_a_memory_of_another_backend_loads(data):
-    """Files hold NumPy arrays; int64 where they come from, whatever this backend has."""
+    """Files hold NumPy arrays, possibly int64 from another backend."""
     x, y = data
     simulated = Simulation(weights_at_first(), capacity=32, warmup=2).fit(x, y, epochs=1)
     model, callback = make(), XBMCallback(capacity=32, warmup=2)
-    callback.attach(model).load_own_variables(simulated.state._asdict())
+    callback.attach(model).load_own_variables(named(simulated.state))
     model.set_weights([simulated.W])
     history = model.fit(x, y, epochs=2, callbacks=[callback], **FIT)
     simulated.fit(x, y, epochs=2)
@@ -138,7 +139,7 @@ def test_a_saved_model_has_no_memory(data, tmp_path):
 
 
 def test_no_copy_of_the_memory_in_the_compiled_step(data):
-    """JAX's compiled train step, of a memory far larger than the batch; without donation there would be copies."""
+    """The compiled JAX train step, with a memory far larger than the batch; without donation there would be copies."""
     import jax
 
     capacity = 4099

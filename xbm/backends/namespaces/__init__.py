@@ -1,1 +1,1 @@
-"""Namespaces of standard names over libraries that neither speak the Array API nor are known to array-api-compat."""
+"""Array API namespaces for libraries that neither implement the standard nor are supported by array-api-compat."""

@@ -1,11 +1,12 @@
-"""The Array API standard's names over TensorFlow: those that the core uses, with the standard's behaviour.
+"""An Array API namespace for TensorFlow: the names that the core uses, with the standard's behaviour.
 
-To be deleted once array-api-compat knows TensorFlow. Arrays are `tf.Tensor`, eager or symbolic, and `tf.Variable`,
-which is read. All runs eagerly, in `tf.function` with lengths unknown when it is traced, and, but for `nonzero`, under
-`jit_compile=True`. Beyond the standard a size may be a scalar tensor, and there are float16 and bfloat16.
+This module can be deleted once array-api-compat supports TensorFlow. Arrays are `tf.Tensor`, eager or symbolic, and
+`tf.Variable`, which is only read. All functions work eagerly, in `tf.function` with lengths unknown at tracing time,
+and, except `nonzero`, under `jit_compile=True`. Beyond the standard, sizes may be scalar tensors, and float16 and
+bfloat16 exist.
 
-What a name does not offer of the standard (a keyword, more than one dimension, integers where floats are meant, types
-promoted) is an error, TensorFlow's own mostly. Where the standard leaves it open, a NaN is the largest of all numbers.
+Unsupported features of the standard (some keywords, more dimensions, integers for floats, type promotion) raise an
+error, mostly TensorFlow's own. Where the standard leaves the order of NaN open, NaN is larger than all numbers.
 """
 
 import builtins
@@ -89,7 +90,7 @@ __all__ = [
 
 Flag: TypeAlias = builtins.bool
 Axes: TypeAlias = int | tuple[int, ...] | None
-Shape: TypeAlias = int | tuple[int, ...] | Array  # a length, also a scalar tensor, or a tuple of such
+Shape: TypeAlias = int | tuple[int, ...] | Array  # a length or a tuple of lengths; lengths may be scalar tensors
 DType: TypeAlias = Any
 Device: TypeAlias = str | None
 
@@ -102,7 +103,7 @@ bfloat16, float16, float32, float64 = tf.bfloat16, tf.float16, tf.float32, tf.fl
 
 
 class Limits(NamedTuple):
-    """What a floating-point dtype can hold."""
+    """Limits of a floating-point dtype."""
 
     bits: int
     eps: float
@@ -119,7 +120,7 @@ def finfo(type: DType, /) -> Limits:
 
 
 class IntegerLimits(NamedTuple):
-    """What an integer dtype can hold."""
+    """Limits of an integer dtype."""
 
     bits: int
     max: int
@@ -153,7 +154,7 @@ def isdtype(dtype: DType, kind: DType | str | tuple[DType | str, ...]) -> Flag:
 
 
 def astype(x: Array, dtype: DType, /, *, copy: Flag = True) -> Array:
-    return tf.cast(tf.convert_to_tensor(x), dtype)  # a tensor cannot be written into: copied or not is the same
+    return tf.cast(tf.convert_to_tensor(x), dtype)  # tensors are immutable, so `copy` has no effect
 
 
 # Creation
@@ -163,7 +164,7 @@ def asarray(obj: Any, /, *, dtype: DType | None = None, device: Device = None) -
     with tf.device(device):
         if tf.is_tensor(obj):
             return tf.identity(obj) if dtype is None else astype(obj, dtype)
-        if dtype is None and not hasattr(obj, "dtype"):  # Python's numbers, alone or nested
+        if dtype is None and not hasattr(obj, "dtype"):  # Python scalars or nested sequences of them
             dtype = {"i": int64, "f": float32}.get(np.asarray(obj).dtype.kind)
         return tf.convert_to_tensor(obj, dtype)
 
@@ -209,7 +210,7 @@ def _sizes(shape: Shape) -> Any:
     return (shape,) if isinstance(shape, int) or tf.is_tensor(shape) else shape
 
 
-# Element by element
+# Elementwise
 
 
 def _elementwise(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
@@ -226,7 +227,7 @@ isfinite, isnan = _elementwise(tf.math.is_finite), _elementwise(tf.math.is_nan)
 
 def maximum(x1: Array, x2: Array, /) -> Array:
     x1, x2 = _alike(x1, x2)
-    return tf.where((x1 > x2) | (x1 != x1), x1, x2)  # tf.maximum loses a NaN under XLA
+    return tf.where((x1 > x2) | (x1 != x1), x1, x2)  # tf.maximum drops NaN under XLA
 
 
 def minimum(x1: Array, x2: Array, /) -> Array:
@@ -245,7 +246,7 @@ def nextafter(x1: Array, x2: Array, /) -> Array:
 def logaddexp(x1: Array, x2: Array, /) -> Array:
     x1, x2 = _alike(x1, x2)
     apart = tf.maximum(x1, x2) + tf.math.log1p(tf.exp(-tf.abs(x1 - x2)))
-    return tf.where(x1 == x2, x1 + tf.math.log(tf.constant(2, x1.dtype)), apart)  # equal infinities have no difference
+    return tf.where(x1 == x2, x1 + tf.math.log(tf.constant(2, x1.dtype)), apart)  # inf - inf is NaN
 
 
 def clip(x: Array, /, min: Any = None, max: Any = None) -> Array:
@@ -259,7 +260,7 @@ def where(condition: Array, x1: Array, x2: Array, /) -> Array:
 
 
 def _alike(x1: Any, x2: Any) -> tuple[Array, Array]:
-    """Return two arrays of one dtype, a Python number in that of the other."""
+    """Convert both to tensors of one dtype; a Python number takes the dtype of the other."""
     dtype = (x1 if tf.is_tensor(x1) else x2).dtype
     return tf.convert_to_tensor(x1, dtype), tf.convert_to_tensor(x2, dtype)
 
@@ -272,8 +273,8 @@ def sum(x: Array, /, *, axis: Axes = None, keepdims: Flag = False) -> Array:
 
 
 def mean(x: Array, /, *, axis: Axes = None, keepdims: Flag = False) -> Array:
-    if not x.dtype.is_floating:  # TensorFlow would round
-        raise TypeError(f"mean takes floating point, got {x.dtype.name} of shape {tuple(x.shape)}")
+    if not x.dtype.is_floating:  # TensorFlow would round the mean of integers
+        raise TypeError(f"mean requires floating point, got {x.dtype.name} of shape {tuple(x.shape)}")
     return tf.reduce_mean(x, axis, keepdims)
 
 
@@ -316,31 +317,31 @@ def sort(x: Array, /, *, axis: int = -1, descending: Flag = False, stable: Flag 
 
 def argsort(x: Array, /, *, axis: int = -1, descending: Flag = False, stable: Flag = True) -> Array:
     x = _nan_is_inf(x)
-    if x.dtype.is_floating:  # XLA puts -0 before 0
+    if x.dtype.is_floating:  # XLA sorts -0 before 0
         x = tf.where(x == 0, tf.constant(0, x.dtype), x)
     return tf.cast(tf.argsort(x, axis, "DESCENDING" if descending else "ASCENDING", stable=True), int64)
 
 
 def _wide(x: Array) -> Array:
-    """Return integers as 64-bit ones, as sums are, and anything else as it is."""
+    """Cast integers to 64 bits, the dtype of sums; return other dtypes unchanged."""
     return tf.cast(x, uint64 if x.dtype.is_unsigned else int64) if x.dtype.is_integer else x
 
 
 def _nan_if_any(found: Array, x: Array, axis: Axes, keepdims: Flag) -> Array:
-    """Return what was found along axes of x, NaN where there is a NaN: XLA passes over them."""
+    """Return `found`, a reduction of x along axes, with NaN where x has a NaN, which XLA's reductions ignore."""
     if not x.dtype.is_floating:
         return found
     return tf.where(tf.reduce_any(tf.math.is_nan(x), axis, keepdims), tf.constant(nan, x.dtype), found)
 
 
 def _nan_is_inf(x: Array) -> Array:
-    """Return x with inf for NaN: TensorFlow and XLA sort them anywhere, and others wrongly then."""
+    """Return x with NaN replaced by inf, because NaN breaks sorting in TensorFlow and XLA."""
     return tf.where(tf.math.is_nan(x), tf.constant(inf, x.dtype), x) if x.dtype.is_floating else tf.convert_to_tensor(x)
 
 
 def _only_axis(x: Array) -> int:
     if x.shape.rank != 1:
-        raise ValueError(f"axis may be left out for one dimension only, got shape {tuple(x.shape)}")
+        raise ValueError(f"axis may be omitted for 1-D arrays only, got shape {tuple(x.shape)}")
     return 0
 
 
@@ -385,7 +386,9 @@ def take(x: Array, indices: Array, /, *, axis: int | None = None) -> Array:
 
 
 def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
-    return tf.gather(x, indices, axis=axis, batch_dims=x.shape.rank - 1)  # the last axis, or TensorFlow's own error
+    return tf.gather(
+        x, indices, axis=axis, batch_dims=x.shape.rank - 1
+    )  # axes other than the last raise TensorFlow's error
 
 
 # Linear algebra: an extension of the standard

@@ -1,13 +1,17 @@
-"""What a framework does in a training run: one small file each, with the same names.
+"""The framework-specific part of a training run: one module per framework, all with the same interface.
 
-`Engine(plan, images)` is a network, its optimiser and the memory, for pictures (n, C, H, W) to train on.
-`fit(batches, after)` takes a step for each `Batch`, of which there are `len(batches)`; `after` then gets the loss and
-says whether to end there.
-`embed` turns pictures into an array (n, D) of any library, `figures` returns the last step's, `memory_bytes` is what
-the memory takes. Beside the class, `one_thread()` keeps the framework to one thread of the CPU, and `versions()` names
-what it is made of.
+`Engine(plan, images)` holds a network, its optimiser and the memory, for training pictures (n, C, H, W).
 
-To add a framework, write `xbm/experiments/engines/<name>.py` with these, and name it in `plan.FRAMEWORKS`.
+- `fit(batches, after)` takes one step per `Batch`; `len(batches)` is their number. After each step it calls
+  `after(loss)` and stops if that returns true.
+- `embed` maps pictures to an array (n, D) of any library.
+- `figures` returns the figures of the last step.
+- `memory_bytes` is the size of the memory in bytes.
+
+Next to the class, `one_thread()` limits the framework to one CPU thread, and `versions()` returns the versions of its
+packages.
+
+To add a framework, write `xbm/experiments/engines/<name>.py` with these names and add it to `plan.FRAMEWORKS`.
 """
 
 from importlib import import_module
@@ -20,21 +24,21 @@ from xbm.experiments.errors import InputError
 
 
 class Batch(NamedTuple):
-    """What one training step takes."""
+    """The input of one training step."""
 
     images: np.ndarray  # (B, channels, height, width) uint8
     labels: np.ndarray  # (B,) int64
-    ids: np.ndarray  # (B,) int64, numbers of the pictures
-    rate: float  # of learning
+    ids: np.ndarray  # (B,) int64, indices of the pictures
+    rate: float  # learning rate
 
 
 def of(framework: str) -> ModuleType:
-    """Return the module of a framework.
+    """Return the engine module of a framework.
 
     Raises
     ------
     InputError
-        If a package that it needs is not installed.
+        If a required package is not installed.
     """
     try:
         return import_module(f"{__name__}.{framework}")
@@ -47,10 +51,10 @@ def of(framework: str) -> ModuleType:
 
 
 class Stepwise:
-    """An engine with a loop of its own: `step` takes a batch's parts and returns the loss, a float."""
+    """Base of the engines with their own training loop: `step(*batch)` returns the loss as a float."""
 
     def fit(self, batches, after):
-        """Train on one batch after another; end where `after(loss)` is true."""
+        """Train on one batch after another; stop when `after(loss)` returns true."""
         for batch in batches:
             if after(self.step(*batch)):
                 break

@@ -1,11 +1,11 @@
-"""One thread of the CPU, for each library that computes. To be called before its first array."""
+"""Limit a library to one CPU thread. Must be called before the library creates its first array."""
 
 import os
 from importlib import import_module
 
 
 def one_thread(library):
-    """Let "torch", "tensorflow" or "jax" use one thread of the CPU, and no other device unless it is told to."""
+    """Limit "torch", "tensorflow" or "jax" to one CPU thread; the latter two are also kept off the GPU."""
     module = import_module(library)
     if library == "torch":
         module.set_num_threads(1)

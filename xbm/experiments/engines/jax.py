@@ -1,4 +1,4 @@
-"""JAX: a flax.nnx network, optax's Adam, and one compiled train step that the memory passes through."""
+"""JAX: a flax.nnx network, optax's Adam, and one compiled train step whose carry includes the memory."""
 
 import flax
 import jax
@@ -13,11 +13,11 @@ from xbm.experiments.plan import CONV
 from xbm.experiments.retrieval import blocks
 from xbm.report import REPORT
 
-UNIFORM = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # within 1 / sqrt(fan in), as PyTorch's
+UNIFORM = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-b, b), b = 1 / sqrt(fan in), as PyTorch
 
 
 def one_thread():
-    """Use one thread of the CPU."""
+    """Use one CPU thread."""
     cpu.one_thread("jax")
 
 
@@ -27,7 +27,7 @@ def versions():
 
 
 class Engine(Stepwise):
-    """The plan's network, optimiser and memory; see the package."""
+    """The plan's network, optimiser and memory; interface in `xbm.experiments.engines`."""
 
     def __init__(self, plan, images):
         network = conv_net(plan.dim, images.shape[1:], rngs=nnx.Rngs(plan.seed))
@@ -50,7 +50,7 @@ class Engine(Stepwise):
         self._embed = jax.jit(self._embedded)
 
     def step(self, images, labels, ids, rate):
-        """Take one step at a learning rate; return the loss of before it."""
+        """Take one step with learning rate `rate`; return the loss before the update."""
         labels, ids = (one.astype(np.int32) for one in (labels, ids))
         compensation = self.objective.compensate
         if compensation is not None and compensation.due(self.steps):
@@ -81,7 +81,7 @@ class Engine(Stepwise):
         return weights, statistics, moments, self.objective.move(state, probes, fresh)
 
     def embed(self, images):
-        """Return the embeddings (n, D) of pictures (n, C, H, W) uint8, on the host."""
+        """Return the embeddings (n, D) of pictures (n, C, H, W) uint8, as a NumPy array."""
         weights, statistics, *_ = self.carry
         return np.concatenate([self._embed(weights, statistics, block) for block in blocks(images)])
 
@@ -91,17 +91,17 @@ class Engine(Stepwise):
         return network(as_input(images))
 
     def figures(self):
-        """Return the figures of the last step, name to float."""
+        """Return the figures of the last step, as {name: float}."""
         return dict(zip(REPORT, self.report.tolist(), strict=True))
 
 
 def as_input(images):
-    """Return pictures (n, C, H, W) uint8 as the network takes them: (n, H, W, C) float32 in [0, 1]."""
+    """Convert pictures (n, C, H, W) uint8 to the network's input, (n, H, W, C) float32 in [0, 1]."""
     return jnp.moveaxis(images, 1, -1).astype(jnp.float32) / 255
 
 
 def conv_net(dim, shape, *, rngs):
-    """Return the encoder that `networks.conv_net` is, for pictures of one shape (channels, height, width)."""
+    """Return the architecture of `networks.conv_net`, for pictures of shape (channels, height, width)."""
     channels, *sides = shape
     layers = []
     for width, stride in CONV:
@@ -123,5 +123,5 @@ def conv_net(dim, shape, *, rngs):
 
 
 def flat(x):
-    """Return x (n, ...) as (n, D)."""
+    """Reshape x (n, ...) to (n, D)."""
     return x.reshape(len(x), -1)

@@ -1,4 +1,4 @@
-"""Keras, on whichever backend it has: `model.fit` with the memory's callback, over the same batches."""
+"""Keras, on any of its backends: `model.fit` with `XBMCallback`, on the same batches as the other engines."""
 
 from importlib import import_module
 
@@ -11,27 +11,27 @@ from xbm.experiments.plan import CONV
 from xbm.experiments.retrieval import blocks
 from xbm.integrations.keras import XBMCallback
 
-# Keras adds it before the correction for a late start, others after it: at the first step this is their 1e-8.
+# Keras adds epsilon before Adam's bias correction, PyTorch and optax after it. This value equals their 1e-8 at step 1.
 EPSILON = 1e-8 * (1 - 0.999) ** 0.5
 
 
 def one_thread():
-    """Use one thread of the CPU."""
+    """Use one CPU thread."""
     cpu.one_thread(keras.backend.backend())
 
 
 def versions():
-    """Return {package: version}, of Keras and its backend."""
+    """Return {package: version} of Keras and its backend."""
     backend = keras.backend.backend()
     return {"keras": keras.__version__, f"on {backend}": import_module(backend).__version__}
 
 
 class Engine:
-    """The plan's network, optimiser and memory; see the package."""
+    """The plan's network, optimiser and memory; interface in `xbm.experiments.engines`."""
 
     def __init__(self, plan, images):
         self.model = conv_net(plan.dim, images.shape[1:], seed=plan.seed)
-        self.rates = keras.optimizers.schedules.CosineDecay(plan.learning_rate, plan.steps)  # those of the batches
+        self.rates = keras.optimizers.schedules.CosineDecay(plan.learning_rate, plan.steps)  # equal to `Batch.rate`
         self.model.compile(keras.optimizers.Adam(self.rates, epsilon=EPSILON))
         self.callback = XBMCallback(
             capacity=plan.capacity if plan.weight else 1,
@@ -48,11 +48,11 @@ class Engine:
 
     @property
     def memory_bytes(self):
-        """Bytes that the memory takes."""
+        """Size of the memory in bytes."""
         return sum(int(np.prod(one.shape)) * np.dtype(one.dtype).itemsize for one in self.callback.memory.variables)
 
     def fit(self, batches, after):
-        """Train on one batch after another; end where `after(loss)` is true."""
+        """Train on one batch after another; stop when `after(loss)` returns true."""
 
         def took(batch, logs):
             now = self.callback.report
@@ -65,23 +65,23 @@ class Engine:
         self.model.fit(given, callbacks=callbacks, **options)
 
     def embed(self, images):
-        """Return the embeddings (n, D) of pictures (n, C, H, W) uint8, on the host."""
+        """Return the embeddings (n, D) of pictures (n, C, H, W) uint8, as a NumPy array."""
         return np.concatenate([self.model.predict_on_batch(as_input(block)) for block in blocks(images)])
 
     def figures(self):
-        """Return the figures of the last step, name to float."""
+        """Return the figures of the last step, as {name: float}."""
         return dict(self.callback.report)
 
 
 def as_input(images):
-    """Return pictures (n, C, H, W) uint8 as the network takes them: (n, H, W, C) float32 in [0, 1]."""
+    """Convert pictures (n, C, H, W) uint8 to the network's input, (n, H, W, C) float32 in [0, 1]."""
     return np.moveaxis(images, 1, -1).astype(np.float32) / 255
 
 
 def conv_net(dim, shape, *, seed):
-    """Return the encoder that `networks.conv_net` is, for pictures of one shape (channels, height, width).
+    """Return the architecture of `networks.conv_net`, for pictures of shape (channels, height, width).
 
-    Its initial weights are drawn as PyTorch draws them, uniformly within 1 / sqrt(fan in).
+    The initial weights have PyTorch's default distribution: uniform in ±1 / sqrt(fan in).
     """
     seeds = keras.random.SeedGenerator(seed)
     channels, *sides = shape

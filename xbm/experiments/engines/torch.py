@@ -1,4 +1,4 @@
-"""PyTorch: the encoder under autocast, Adam, and a state that can be kept and taken up again."""
+"""PyTorch: the encoder under autocast, Adam, and a state that can be saved and loaded."""
 
 import torch
 
@@ -10,7 +10,7 @@ from xbm.integrations.torch import XBM
 
 
 def one_thread():
-    """Use one thread of the CPU."""
+    """Use one CPU thread."""
     cpu.one_thread("torch")
 
 
@@ -20,10 +20,10 @@ def versions():
 
 
 class Engine(Stepwise):
-    """The plan's network, optimiser and memory; see the package.
+    """The plan's network, optimiser and memory; interface in `xbm.experiments.engines`.
 
-    The initial weights are a function of the seed alone, and the user's random numbers are left as they are. `forward`
-    is what a training step calls the encoder by. `options` are more options of the `XBM`.
+    The initial weights depend on the seed alone; PyTorch's global random state is left unchanged. Training steps call
+    the encoder through `forward`, which may be its DDP wrapper. `options` are more options of the `XBM`.
     """
 
     def __init__(self, plan, images, **options):
@@ -60,11 +60,11 @@ class Engine(Stepwise):
 
     @property
     def memory_bytes(self):
-        """Bytes that the memory takes."""
+        """Size of the memory in bytes."""
         return sum(buffer.nbytes for buffer in self.xbm.buffers())
 
     def step(self, images, labels, ids, rate):
-        """Take one step at a learning rate, with this rank's part of the batch; return the loss of before it."""
+        """Take one step with learning rate `rate` on this rank's part of the batch; return the loss before it."""
         images, labels, ids = (ranks.part(one) for one in (images, labels, ids))
         labels, ids = (torch.from_numpy(one).to(self.device) for one in (labels, ids))
         with self.autocast:
@@ -83,11 +83,11 @@ class Engine(Stepwise):
         return embed(self.encoder, images, self.device)
 
     def figures(self):
-        """Return the figures of the last step, name to float."""
+        """Return the figures of the last step, as {name: float}."""
         return dict(self.xbm.report)
 
     def state(self):
-        """Return all that going on needs: tensors by name, and the rest as values that JSON holds."""
+        """Return the state to resume from: named tensors, and JSON-serializable values."""
         tensors = {f"encoder.{name}": value for name, value in self.encoder.state_dict().items()}
         tensors |= {f"xbm.{name}": value for name, value in self.xbm.state_dict().items()}
         for i, moments in self.optimizer.state_dict()["state"].items():
@@ -95,7 +95,7 @@ class Engine(Stepwise):
         return tensors, {"scaler": self.scaler.state_dict()}
 
     def load(self, tensors, values):
-        """Take up a state of the same plan."""
+        """Load a state of the same plan."""
         self.encoder.load_state_dict(below("encoder", tensors))
         self.xbm.load_state_dict(below("xbm", tensors))
         moments = {}
@@ -108,15 +108,15 @@ class Engine(Stepwise):
 
 
 def as_input(images, device):
-    """Return pictures (n, C, H, W) uint8 as networks take them: float32 in [0, 1], on a device."""
-    # Strides as of a new array: NumPy's are others where there is one channel, and the convolution's last bits follow.
+    """Convert pictures (n, C, H, W) uint8 to the networks' input, float32 in [0, 1] on a device."""
+    # Force contiguous strides: NumPy's differ with one channel, which changes the last bits of the convolution.
     return torch.from_numpy(images).to(device, torch.float32, memory_format=torch.contiguous_format) / 255
 
 
 def embed(encoder, images, device):
     """Return the embeddings (n, D) of pictures (n, C, H, W) uint8, in float32 and in evaluation mode.
 
-    The encoder is left in the mode it was in.
+    The encoder's training mode is restored afterwards.
     """
     training = encoder.training
     encoder.eval()
@@ -128,5 +128,5 @@ def embed(encoder, images, device):
 
 
 def below(part, tensors):
-    """Return the tensors whose names begin with a part, under the rest of their names."""
+    """Return the tensors whose names begin with `part` and a dot, without that prefix."""
     return {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}

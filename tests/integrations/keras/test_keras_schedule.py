@@ -1,10 +1,10 @@
-"""How much the memory counts, under Keras: the core's options, in the callback and in a layer's configuration."""
+"""The schedule of the memory term under Keras: options of the callback, and of a layer and its configuration."""
 
 import numpy as np
 
 from xbm.integrations.keras import XBM, XBMCallback
 
-OPTIONS = {"settle": 4.0, "ramp": 4, "balance": 0.5, "max_age": 3, "half_life": 2.0}
+OPTIONS = {"settle": 4.0, "ramp": 4, "weight": 0.5}
 
 
 def test_options_reach_the_objective_and_the_configuration():
@@ -15,5 +15,5 @@ def test_options_reach_the_objective_and_the_configuration():
     x, labels = np.random.default_rng(0).normal(size=(8, 3)).astype("float32"), np.arange(8) % 3
     for _ in range(3):
         layer(x, labels, np.arange(8), training=True)
-    assert int(layer.motion().settled) == 2
+    assert int(layer.state().warmup.counted) == 2
     assert layer.report["memory_loss"] > 0
