@@ -42,7 +42,7 @@ class Form(Plan):
 
     name: str = "stale memory"
     options: dict = field(default_factory=dict)  # options of `Compensation`; empty = no compensation
-    counts: dict = field(default_factory=dict)  # options of the objective that weight the memory loss
+    counts: dict = field(default_factory=dict)  # options of the objective that schedule the memory loss
     refresh: int = 0  # steps between refreshes of the whole memory, 0 = none
 
     @property
@@ -70,11 +70,7 @@ FORMS = {
     "follow + map, 32 every 8": {"options": {"follow": True, "probes": 32, "every": 8}},
     "follow + map, 64 every 4": {"options": {"follow": True, "probes": 64, "every": 4}},
     "follow + map, 64 every 16": {"options": {"follow": True, "probes": 64, "every": 16}},
-    "max_age 64": {"counts": {"max_age": 64}},
-    "half_life 64": {"counts": {"half_life": 64}},
     "ramp 500": {"counts": {"ramp": 500}},
-    "balance 0.5": {"counts": {"balance": 0.5}},
-    "balance 1": {"counts": {"balance": 1.0}},
     "follow, settle": {"options": {"follow": True}, "counts": {"settle": SETTLED}, "warmup": 0},
     "oracle": {"refresh": ORACLE_EVERY},
     "oracle, every step": {"refresh": 1},
@@ -86,8 +82,7 @@ class Studied(Engine):
     """A torch engine with the additional options of a `Form`, such as the oracle's refresh of the whole memory."""
 
     def __init__(self, plan, images):
-        super().__init__(plan, images)
-        self.xbm.objective = replace(self.xbm.objective, **plan.counts)
+        super().__init__(plan, images, **plan.counts)
         self.images, self.refresh, self.steps = images, plan.refresh, 0
 
     def step(self, images, labels, ids, rate):

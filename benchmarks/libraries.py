@@ -8,7 +8,7 @@ import numpy as np
 import xbm
 from benchmarks.tables import Table, span
 from benchmarks.timing import interleaved
-from xbm.memory import MemoryState
+from xbm.memory_state import MemoryState
 
 NAMESPACES = {
     "numpy": "array_api_compat.numpy",

@@ -22,7 +22,7 @@ from benchmarks.tables import Table, both, megabytes, span
 from benchmarks.timing import Times, interleaved
 from xbm import PairLoss, losses
 from xbm.integrations.torch import XBM
-from xbm.memory import Rows
+from xbm.memory_state import Rows
 
 ACTIVE = 0.1  # share of negatives above the contrastive loss's margin
 PATIENCE = timedelta(minutes=5)  # longest wait for another rank, such as while it generates a memory's rows

@@ -214,7 +214,7 @@ def alphabets(tmp_path):
 
 def test_drift_trains_every_form_and_keeps_the_runs(alphabets, tmp_path):
     path = tmp_path / "runs.jsonl"
-    names = ["no memory", "oracle", "follow", "map, 32 every 8", "larger batch", "balance 1", "follow, settle"]
+    names = ["no memory", "oracle", "follow", "map, 32 every 8", "larger batch", "ramp 500", "follow, settle"]
     command = ["--data", str(alphabets), "--capacity", "64", "--steps", "17", "--json", str(path)]
     done = CliRunner().invoke(drift.main, [*names, *command], catch_exceptions=False)
     assert done.exit_code == 0

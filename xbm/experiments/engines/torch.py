@@ -23,10 +23,10 @@ class Engine(Stepwise):
     """The plan's network, optimiser and memory; interface in `xbm.experiments.engines`.
 
     The initial weights depend on the seed alone; PyTorch's global random state is left unchanged. Training steps call
-    the encoder through `forward`, which may be its DDP wrapper.
+    the encoder through `forward`, which may be its DDP wrapper. `options` are more options of the `XBM`.
     """
 
-    def __init__(self, plan, images):
+    def __init__(self, plan, images, **options):
         shape = images.shape[1:]
         self.device = torch.device(plan.device)
         with torch.random.fork_rng(devices=()):
@@ -50,6 +50,7 @@ class Engine(Stepwise):
             weight=plan.weight,
             device=self.device,
             **memory,
+            **options,
         )
         self.optimizer = torch.optim.Adam([*self.encoder.parameters(), *self.xbm.parameters()], lr=plan.learning_rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=plan.precision == "float16")
