@@ -213,7 +213,7 @@ def test_by_name_it_is_the_object_with_its_defaults(name):
         (lambda: DistanceWeightedMiner(dim=1), ValueError, "dim must be at least 2"),
         (lambda: DistanceWeightedMiner(dim=8, seed=-1), ValueError, "seed must be at least 0"),
         (lambda: DistanceWeightedMiner(dim=8, cutoff=1.5), ValueError, "cutoff must be below beyond"),
-        (lambda: xbm.mining.get("hardest"), ValueError, "'easy-positives', an xbm.Miner, a list of them or None"),
+        (lambda: xbm.mining.get("hardest"), ValueError, "'semi-hard', an xbm.Miner, a list of them or None"),
         (lambda: xbm.mining.get(HardNegativeMiner), TypeError, "an xbm.Miner, a list of them or None"),
     ],
 )

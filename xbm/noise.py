@@ -1,19 +1,19 @@
-"""Pseudo-random numbers that are a function of counters: the same for any block, shard, order or array library.
+"""Pseudo-random numbers that are a function of counters: the same for any block, shard, order and array library.
 
-A Feistel network on pairs of 16-bit halves, in integers that stay below 2^31, so that 32-bit ones serve.
+Integers are mixed by the finaliser of MurmurHash3 (Austin Appleby, 2011, public domain): 32-bit shifts and products, in
+the integers that a library has. Its constants are written as negative 32-bit numbers, so that a product fits 64 bits,
+and a shift as a floor division, which every library has as an operator.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 from xbm import backends
 from xbm.backends import Array
 
-Halves: TypeAlias = tuple[Array, Array]
-"""The upper and the lower 16 bits of a number, as integers."""
-
-ROUNDS = ((0x5E2D, 0x0D17), (0x6A09, 0x1F83), (0x7B85, 0x2E1B), (0x54A5, 0x3C6F))  # odd multipliers, and what is added
+INCREMENT = 0x9E3779B9 - 2**32  # 2^32 over the golden ratio: 0 is not mapped to 0
+MULTIPLIERS = (0x85EBCA6B - 2**32, 0xC2B2AE35 - 2**32)
 
 
 def gumbel(seed: int, step: Array | int, anchors: Array, slots: Array, *, dtype: Any) -> Array:
@@ -27,34 +27,30 @@ def gumbel(seed: int, step: Array | int, anchors: Array, slots: Array, *, dtype:
     slots : (m,) integer
     dtype : floating-point dtype
     """
-    xp, ops = backends.of(slots)
-    start = xp.zeros_like(slots[:1])
-    integer = ops.integer_dtype(xp)
-    of_call = absorbed(absorbed((start, start), seed), xp.astype(start + step, integer, copy=False))
-    rows = absorbed(of_call, anchors)
-    columns = absorbed((start, start), slots)
-    high, low = mixed((rows[0][:, None] ^ columns[0][None, :], rows[1][:, None] ^ columns[1][None, :]))
+    xp = backends.array_namespace(slots)
+    zero = xp.zeros_like(slots[:1])
+    call = mixed(mixed(zero + seed % 2**31) ^ (zero + step))
+    rows, columns = mixed(call ^ anchors), mixed(slots)
+    h = mixed(rows[:, None] ^ columns[None, :])
     # 23 bits and a half: exact in float32, and never 0 or 1.
-    u = (xp.astype(high * 128 + low // 512, dtype) + 0.5) / 2**23
+    u = (xp.astype(h // 2**9 & 0x7FFFFF, dtype) + 0.5) / 2**23
     return -xp.log(-xp.log(u))
 
 
 def bits(number: Array) -> Array:
-    """Return 31 pseudo-random bits, () integer, for a () integer."""
-    nought = backends.array_namespace(number).zeros_like(number)
-    high, low = absorbed((nought, nought), number)
-    return high * 32768 + low // 2
+    """Return 31 pseudo-random bits, () integer, of a () integer."""
+    h = mixed(backends.array_namespace(number).reshape(number, (1,)))
+    return (h // 2 & 0x7FFFFFFF)[0]
 
 
-def absorbed(state: Halves, numbers: Array | int) -> Halves:
-    """Return the state mixed with integers, of whose size 32 bits count."""
-    high, low = state
-    return mixed((high ^ (numbers // 65536 & 0xFFFF), low ^ (numbers & 0xFFFF)))
+def mixed(h: Array) -> Array:
+    """Return the mix of integers, whose lower 32 bits count: a permutation of 32-bit numbers."""
+    h = _low(_low(h) + INCREMENT)
+    for multiplier, shift in zip(MULTIPLIERS, (16, 13), strict=True):
+        h = _low((h ^ (h // 2**shift & (2 ** (32 - shift) - 1))) * multiplier)
+    return h ^ (h // 2**16 & 0xFFFF)
 
 
-def mixed(state: Halves) -> Halves:
-    """Return the state after the rounds: a permutation of 32-bit numbers."""
-    left, right = state
-    for multiplier, added in ROUNDS:
-        left, right = right, left ^ ((right * multiplier + added) // 256 & 0xFFFF)
-    return left, right
+def _low(h: Array) -> Array:
+    """Return the lower 32 bits of integers, which are all that 32-bit ones have."""
+    return h if backends.array_namespace(h).iinfo(h.dtype).bits == 32 else h & 0xFFFFFFFF

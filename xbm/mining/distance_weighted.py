@@ -78,7 +78,7 @@ class DistanceWeightedMiner(TopMiner):
     def refuse(self, dim: int) -> None:
         """Raise a ValueError for another size than `dim`, whose distances have another density."""
         if dim != self.dim:
-            raise ValueError(f"{self!r} is for embeddings of size {self.dim}, got {dim}")
+            raise ValueError(f"{self!r} is made for embeddings of size {self.dim}, got {dim}")
 
     def summarise(self, block: Block, r: Results) -> Summaries:
         """Return the k negatives drawn: those with the largest log(1 / q) plus Gumbel noise."""
