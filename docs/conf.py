@@ -31,8 +31,10 @@ myst_heading_anchors = 3
 
 def support_matrix():
     """Return the tests' table of skips as a Markdown table."""
-    skips = [(test, f"with {backend}", reason) for (test, backend), reason in table.NOT_APPLICABLE.items()]
-    skips += [(test, f"Keras with {one}", reason) for (test, one), reason in table.KERAS_NOT_APPLICABLE.items()]
+    skips = [
+        (test, f"{'Keras with' if keras else 'with'} {' or '.join(backends)}", reason)
+        for test, backends, reason, keras in table.skips()
+    ]
     needs = [(path, f"without {' or '.join(packages)}", "it is theirs") for path, packages in table.NEEDS.items()]
     data = [(variable, "where it is not set", reason) for variable, reason in table.DATA.items()]
     rows = [f"| `{test}` | {where} | {why} |" for test, where, why in skips + needs + data]

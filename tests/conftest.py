@@ -49,15 +49,20 @@ def backend(request):
     return request.param
 
 
+def skip_marked(request, name):
+    """Skip a test that a mark excludes from the backend of this name, with its reason."""
+    for mark in request.node.iter_markers("not_on"):
+        if name in mark.args:
+            pytest.skip(mark.kwargs["reason"])
+
+
 @pytest.fixture(autouse=True)
-def _as_the_table_says(request):
-    """Run a backend's test in its context, or skip it with the reason given in the table."""
+def _on_its_backend(request):
+    """Run a backend's test in its context, or skip it if it is marked."""
     if "backend" not in request.fixturenames:
         yield
         return
     row = request.getfixturevalue("backend")
-    reason = table.NOT_APPLICABLE.get((request.node.originalname, row.name))
-    if reason:
-        pytest.skip(reason)
+    skip_marked(request, row.name)
     with row.context():
         yield

@@ -1,14 +1,16 @@
-"""The table of backends: one row per array library, and all skips with their reasons.
+"""The table of backends: one row per array library; and the skips of all tests, for the support matrix.
 
 Tests use the fixture `backend` and do not name a library. They run on all installed libraries, or on those named in
 `XBM_REQUIRE_BACKENDS`, separated by commas. A named library that is not installed is an error.
 """
 
+import ast
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -95,51 +97,6 @@ ROWS = {
     "strict": ("array_api_strict", _strict),
 }
 
-NOT_APPLICABLE = {
-    ("test_everything_stays_on_its_device", "numpy"): "NumPy has one device",
-    (
-        "test_everything_stays_on_its_device",
-        "torch",
-    ): "only the meta device is a second device, and is tested separately",
-    (
-        "test_everything_stays_on_its_device",
-        "tensorflow",
-    ): "TensorFlow computes on the device of its scope, not of its inputs",
-    ("test_values_too_large_for_the_memory_are_not_finite_there", "strict"): "the standard has no float16",
-    ("test_half_precision_does_not_overflow", "strict"): "the standard has no float16",
-}
-"""(test, backend): reason for the skip."""
-
-KERAS_NOT_APPLICABLE = {
-    ("test_several_steps_per_execution", "torch"): "Keras does not support steps_per_execution above 1 on PyTorch",
-    ("test_a_saved_model_has_no_memory", "torch"): "Keras exports a SavedModel from TensorFlow and JAX only",
-    ("test_a_saved_model_has_no_memory", "jax"): "a SavedModel from JAX needs jax2tf, which this JAX lacks",
-    ("test_replicas_are_refused", "torch"): "distribution strategies exist in TensorFlow only",
-    ("test_replicas_are_refused", "jax"): "distribution strategies exist in TensorFlow only",
-    ("test_no_copy_of_the_memory_in_the_compiled_step", "torch"): "writes in place, eagerly",
-    ("test_no_copy_of_the_memory_in_the_compiled_step", "tensorflow"): "writes into variables with scatter",
-    ("test_integers_too_large_are_refused", "torch"): "labels and ids are int64",
-    ("test_integers_too_large_are_refused", "tensorflow"): "labels and ids are int64",
-    ("test_integers_beyond_32_bits_are_exact", "jax"): "int32 without jax_enable_x64: an error is raised",
-    ("test_a_step_that_drops_the_memory_is_refused", "torch"): "all state is in variables, which a step cannot drop",
-    (
-        "test_a_step_that_drops_the_memory_is_refused",
-        "tensorflow",
-    ): "all state is in variables, which a step cannot drop",
-    ("test_a_step_that_drops_the_layers_memory_shows", "torch"): "stateless steps exist on JAX only",
-    ("test_a_step_that_drops_the_layers_memory_shows", "tensorflow"): "stateless steps exist on JAX only",
-    ("test_a_lost_memory_is_refused", "torch"): "no buffers are donated",
-    ("test_a_lost_memory_is_refused", "tensorflow"): "no buffers are donated",
-    ("test_data_parallel_sees_the_whole_batch", "torch"): "keras.distribution.DataParallel is tested on JAX only",
-    ("test_data_parallel_sees_the_whole_batch", "tensorflow"): "keras.distribution.DataParallel is tested on JAX only",
-    ("test_a_hand_written_jax_step", "torch"): "stateless steps exist on JAX only",
-    ("test_a_hand_written_jax_step", "tensorflow"): "stateless steps exist on JAX only",
-    ("test_the_layer_refuses_a_step_without_its_variables", "torch"): "stateless steps exist on JAX only",
-    ("test_the_layer_refuses_a_step_without_its_variables", "tensorflow"): "stateless steps exist on JAX only",
-    ("test_the_layer_within_a_train_step", "jax"): "JAX's steps are stateless, see test_a_hand_written_jax_step",
-}
-"""(test, backend of Keras): reason for the skip."""
-
 NEEDS = {
     "tests/integrations/test_torch": ("torch",),
     "tests/integrations/test_torch_checkpoint.py": ("torch", "safetensors"),
@@ -175,6 +132,18 @@ APART = ("test_torch_compile", "test_jax", "test_tensorflow", "test_tensorflow_n
 
 DATA = {"XBM_OMNIGLOT": "Omniglot is not part of the repository: set the variable to the path of its .npz"}
 """Environment variable with the path of a data set: reason why its tests are skipped if it is unset."""
+
+
+def skips():
+    """Return (test, backends, reason, whether they are Keras' backends) of each mark `not_on` in the tests' source."""
+    found = []
+    for path in sorted(Path(__file__).parent.rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            for mark in getattr(node, "decorator_list", []):
+                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.not_on":
+                    backends, (reason,) = map(ast.literal_eval, mark.args), (one.value for one in mark.keywords)
+                    found.append((node.name, (*backends,), ast.literal_eval(reason), "keras" in path.parts))
+    return found
 
 
 def required():

@@ -124,6 +124,9 @@ def test_a_known_scalar_is_its_value(backend):
     assert ops.known(backend.array(np.asarray(7))) in (7, None)
 
 
+@pytest.mark.not_on("numpy", reason="NumPy has one device")
+@pytest.mark.not_on("torch", reason="only the meta device is a second device, and is tested separately")
+@pytest.mark.not_on("tensorflow", reason="TensorFlow computes on the device of its scope, not of its inputs")
 def test_everything_stays_on_its_device(backend):
     xp, device = backend.xp, backend.second_device
     x, labels = xp.ones((3, 2), device=device), xp.asarray([0, 0, 1], device=device)

@@ -639,6 +639,9 @@ def test_options_of_numpys_widen_nothing(backend):
     assert [one.dtype for one in result.state.motion] == [one.dtype for one in still(state.memory)]
 
 
+@pytest.mark.not_on("numpy", reason="NumPy has one device")
+@pytest.mark.not_on("torch", reason="only the meta device is a second device, and is tested separately")
+@pytest.mark.not_on("tensorflow", reason="TensorFlow computes on the device of its scope, not of its inputs")
 def test_everything_stays_on_its_device(backend):
     xp, device = backend.xp, backend.second_device
     x = xp.asarray(np.ones((P, D)).tolist(), dtype=xp.float32, device=device)

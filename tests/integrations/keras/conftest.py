@@ -1,4 +1,4 @@
-"""The Keras tests run on the backend named in KERAS_BACKEND; the table lists the skips."""
+"""The Keras tests run on the backend named in KERAS_BACKEND; marks `not_on` name the backends they skip."""
 
 from functools import partial
 
@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests import table
+from tests.conftest import skip_marked
 
 BACKEND = keras.backend.backend()
 
@@ -17,10 +17,8 @@ def pytest_report_header():
 
 
 @pytest.fixture(autouse=True)
-def _not_applicable_on_this_backend(request):
-    reason = table.KERAS_NOT_APPLICABLE.get((request.node.originalname, BACKEND))
-    if reason:
-        pytest.skip(reason)
+def _on_this_backend(request):
+    skip_marked(request, BACKEND)
 
 
 @pytest.fixture(autouse=True)

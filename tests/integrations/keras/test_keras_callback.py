@@ -95,6 +95,7 @@ def test_compiled_and_eager_steps_are_the_same(compile_options, data, quick_comp
     Simulation(weights_at_first(), capacity=32, warmup=2).fit(x, y, epochs=3).agrees(history, model, callback)
 
 
+@pytest.mark.not_on("torch", reason="Keras does not support steps_per_execution above 1 on PyTorch")
 def test_several_steps_per_execution(data):
     x, y = data
     model, callback = make(steps_per_execution=3), XBMCallback(capacity=32, warmup=2)
@@ -269,6 +270,7 @@ def test_refit_after_an_exception(same, compile_options, data):
     assert not {"compute_loss", "train_step", "test_step"} & set(vars(model))
 
 
+@pytest.mark.not_on("torch", "tensorflow", reason="no buffers are donated")
 def test_a_lost_memory_is_refused(data):
     """An eager JAX step donates the rows it writes into; a failure afterwards loses them."""
 

@@ -77,6 +77,7 @@ def test_in_a_model_whose_output_is_the_loss(data):
     assert model.xbm.report["drift"] > 0
 
 
+@pytest.mark.not_on("jax", reason="JAX's steps are stateless, see test_a_hand_written_jax_step")
 def test_the_layer_within_a_train_step(data):
     x, y = data
 
@@ -105,6 +106,7 @@ def test_the_layer_within_a_train_step(data):
     expected.remembers(model.xbm.rows())
 
 
+@pytest.mark.not_on("torch", "tensorflow", reason="stateless steps exist on JAX only")
 def test_a_hand_written_jax_step(data):
     import jax
 
@@ -135,6 +137,7 @@ def test_a_hand_written_jax_step(data):
     expected.remembers(model.xbm.rows())
 
 
+@pytest.mark.not_on("torch", "tensorflow", reason="stateless steps exist on JAX only")
 def test_a_step_that_drops_the_layers_memory_shows(data):
     import jax
 
@@ -150,6 +153,7 @@ def test_a_step_that_drops_the_layers_memory_shows(data):
             look()
 
 
+@pytest.mark.not_on("torch", "tensorflow", reason="stateless steps exist on JAX only")
 def test_the_layer_refuses_a_step_without_its_variables(data):
     import jax
 
@@ -172,6 +176,7 @@ def test_the_layer_refuses_a_step_without_its_variables(data):
         )
 
 
+@pytest.mark.not_on("torch", "tensorflow", reason="all state is in variables, which a step cannot drop")
 def test_a_step_that_drops_the_memory_is_refused(data):
     class Drops(type(make("subclassed"))):
         def train_step(self, state, data):

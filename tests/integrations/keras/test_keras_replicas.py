@@ -33,6 +33,7 @@ CASES = {
 }
 
 
+@pytest.mark.not_on("torch", "jax", reason="distribution strategies exist in TensorFlow only")
 @pytest.mark.parametrize("case", CASES)
 def test_replicas_are_refused(case):
     model, fit = CASES[case]
@@ -63,6 +64,7 @@ else:
 """
 
 
+@pytest.mark.not_on("torch", "tensorflow", reason="keras.distribution.DataParallel is tested on JAX only")
 def test_data_parallel_sees_the_whole_batch():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     run = subprocess.run([sys.executable, "-c", PARALLEL], capture_output=True, text=True, timeout=300, env=environment)

@@ -128,6 +128,8 @@ def test_a_memory_of_another_backend_loads(data):
     np.testing.assert_allclose(weight(model), simulated.W, rtol=0, atol=1e-6)
 
 
+@pytest.mark.not_on("torch", reason="Keras exports a SavedModel from TensorFlow and JAX only")
+@pytest.mark.not_on("jax", reason="a SavedModel from JAX needs jax2tf, which this JAX lacks")
 def test_a_saved_model_has_no_memory(data, tmp_path):
     import tensorflow as tf
 
@@ -138,6 +140,8 @@ def test_a_saved_model_has_no_memory(data, tmp_path):
     assert sum(file.stat().st_size for file in tmp_path.rglob("variables.data*")) < 4096 * DIM
 
 
+@pytest.mark.not_on("torch", reason="writes in place, eagerly")
+@pytest.mark.not_on("tensorflow", reason="writes into variables with scatter")
 def test_no_copy_of_the_memory_in_the_compiled_step(data):
     """The compiled JAX train step, with a memory far larger than the batch; without donation there would be copies."""
     import jax
