@@ -149,4 +149,4 @@ def test_everything_stays_on_its_device(backend):
     assert {array.device for array in found} == {device}
     assert metrics.retrieval(x, labels).queries == 2
     with pytest.raises(ValueError, match=r"labels of shape .* are on device"):
-        objective.step(state, x, xp.asarray([0, 0, 1]))
+        objective.step(state, x, xp.asarray([0, 0, 1]), ids=labels)
