@@ -314,7 +314,7 @@ def test_by_name_it_is_the_object_with_its_defaults(name):
     if name in REDUCED:
         assert xbm.losses.get(name, "mean-nonzero").reduction == "mean-nonzero"
     else:
-        with pytest.raises(ValueError, match="'contrastive', 'triplet', 'semi-hard-triplet', 'margin'"):
+        with pytest.raises(ValueError, match="'contrastive', 'margin', 'triplet', 'semi-hard-triplet'"):
             xbm.losses.get(name, "mean")
 
 

@@ -13,7 +13,7 @@ from xbm import backends
 from xbm.backends.namespaces import tensorflow as xp
 from xbm.compensation import moving
 from xbm.memory_state import MemoryState
-from xbm.state import named
+from xbm.state import from_named, named
 
 SIZES = [8, 3, 8, 1, 20, 3, 8]  # batch sizes, for a memory of 12 slots
 LOSSES = [
@@ -37,7 +37,7 @@ def batches(sizes=SIZES, dim=4, seed=0):
 def variables(objective, capacity, dim, **options):
     """Return a state before the first call, in variables that are written in place."""
     state = objective.init(capacity=capacity, dim=dim, xp=xp, **options)
-    return tf.nest.map_structure(lambda one: tf.Variable(one, trainable=False), state)
+    return from_named({name: tf.Variable(one, trainable=False) for name, one in named(state).items()})
 
 
 def keep(variables, state):
@@ -299,7 +299,7 @@ def test_raising_on_values_is_refused_in_a_graph():
     objective = xbm.Objective(on_nonfinite="raise")
     state = objective.init(capacity=2, dim=1, xp=xp)
     x, labels = tf.constant([[np.nan]]), tf.constant([0], tf.int64)
-    with pytest.raises(RuntimeError, match='which a compiler cannot: use "skip"'):
+    with pytest.raises(RuntimeError, match='which is impossible under a compiler: use "skip"'):
         tf.function(lambda x, labels: objective.step(state, x, labels).loss)(x, labels)
     with pytest.raises(ValueError, match="1 of the embeddings"):
         objective.step(state, x, labels)

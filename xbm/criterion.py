@@ -35,8 +35,8 @@ class Criterion(Options):
     reduction: PairReduction | None = option(
         None,
         choice(*losses.PAIR_REDUCTIONS),
-        """Reduction over an anchor's pairs, for a loss by name that has one (see `xbm.losses.get`): mean over each
-        anchor's positives and over its active negatives (default), mean over all active pairs of the batch, or sum.""",
+        """Reduction over an anchor's pairs, for a loss by name that has a choice: mean over each anchor's positives and
+        over its active negatives (default), mean over all active pairs of the batch, or sum. See `xbm.losses.get`.""",
     )
     miners: tuple[Miner, ...] = field(init=False, repr=False, compare=False)  # the miners, in their order
     criterion: RowLoss = field(init=False, repr=False, compare=False)  # the loss over the pairs they choose

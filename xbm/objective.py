@@ -195,7 +195,7 @@ class Objective(Relation, Schedule, Criterion):
         own = slots if batch.keys is None else None
         weight, in_memory = self._memory_term(memory, warmup, batch, own, ranks, gradient=True)
         state = State(memories.advance(memory), warmup, motion)
-        return joined(state, batch, in_batch, in_memory, weight, moved, ranks, gradient=True)
+        return joined(state, batch, in_batch, in_memory, weight, moved, motion, ranks, gradient=True)
 
     def evaluate(
         self,
@@ -224,7 +224,7 @@ class Objective(Relation, Schedule, Criterion):
         wanted = gradient or by_loss or ranks.size > 1  # all ranks must make the same exchanges
         in_batch = self._batch_term(batch, memory.step, ranks, gradient=wanted)
         weight, in_memory = self._memory_term(memory, state.warmup, batch, None, ranks, gradient=wanted)
-        result = joined(state, batch, in_batch, in_memory, weight, None, ranks, gradient=wanted)
+        result = joined(state, batch, in_batch, in_memory, weight, None, None, ranks, gradient=wanted)
         return result if gradient else result._replace(gradient=None, key_gradient=None)
 
     def store(self, state: State, x: Array, labels: Array, *, ids: Array | None = None, group: Group = ALONE) -> State:

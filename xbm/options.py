@@ -137,8 +137,8 @@ def documented(owner: type[T]) -> type[T]:
 def accepts(source: type) -> Callable[[type[T]], type[T]]:
     """Decorate a class whose `__init__` passes `**options` on to a dataclass, `source`.
 
-    The signature shows the options one by one, `{options}` in the docstring becomes their descriptions, and an error for
-    an unknown name suggests the nearest option.
+    The signature shows the options one by one, `{options}` in the docstring becomes their descriptions, and the error
+    for an unknown name suggests the nearest option.
     """
 
     def decorate(owner: type[T]) -> type[T]:

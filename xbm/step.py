@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from xbm import backends
 from xbm.backends import Array, device_of
 from xbm.batch import Batch
+from xbm.compensation import Motion
 from xbm.drift import Drift
 from xbm.ranks import Ranks, total
 from xbm.report import Report
@@ -31,11 +32,15 @@ def joined(
     in_memory: Term,
     weight: Any,
     moved: Drift | None,
+    motion: Motion | None,
     ranks: Ranks,
     *,
     gradient: bool,
 ) -> Step:
-    """Return the result of a call: (1/B) sum_i (L_i^batch + weight L_i^memory), with its gradient if asked for."""
+    """Return the result of a call: (1/B) sum_i (L_i^batch + weight L_i^memory), with its gradient if asked for.
+
+    `moved` and `motion` are what a training call has measured; None otherwise.
+    """
     xp, ops = backends.of(batch.z)
     B = ops.length(batch.z)
     B = max(B, 1) if isinstance(B, int) else xp.astype(xp.clip(B, min=1), batch.z.dtype)
@@ -55,7 +60,7 @@ def joined(
     dx, dk = (*gradients, None, None)[:2]
 
     unknown = xp.full((), xp.nan, dtype=xp.float32, device=device_of(batch.z))
-    memory, motion = state.memory, state.motion
+    memory = state.memory
     report = Report(
         batch_loss=batch_loss,
         memory_loss=memory_loss,

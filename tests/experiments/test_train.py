@@ -278,7 +278,7 @@ REFUSED = [
     (["--device", "abacus"], "device 'abacus' is not available"),
     (["--device", "meta"], "device 'meta' is not available"),
     (["--loss", "supcon", "--reduction", "sum"], "reduction"),
-    (["--loss", "hinge"], "'hinge' is not one of 'contrastive'"),
+    (["--loss", "hinge"], "'hinge' is not one of 'batch-hard-triplet'"),
     (["--miner", "gold"], "'gold' is not one of"),
     (["--learning-rate", "nan"], "nan is not a finite number"),
     (["--learning-rate", "0"], "0.0 is not in the range x>0"),

@@ -1,6 +1,7 @@
 """The command line."""
 
 import os
+import re
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
@@ -10,7 +11,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
-from xbm import __version__
+from xbm import Compensation, Objective, __version__
 from xbm.experiments.errors import DivergenceError, InputError, LostError, ToldError
 from xbm.experiments.plan import (
     CURVE_POINTS,
@@ -26,6 +27,7 @@ from xbm.experiments.plan import (
 )
 from xbm.losses import LOSSES, PAIR_REDUCTIONS, REDUCED
 from xbm.mining import MINERS
+from xbm.options import declared
 
 # Modules that import torch are imported inside the commands, to keep --help fast.
 
@@ -58,6 +60,17 @@ class OnRanks(click.Command):
     def invoke(self, ctx):
         with _one_voice():
             return super().invoke(ctx)
+
+
+def declared_option(source, name, *, note="", **settings):
+    """Declare a command-line option for an option of `Objective` or `Compensation`, with its description from there.
+
+    The default is the one of `Config`, unless given.
+    """
+    description = " ".join(declared(source)[name].metadata["description"].split())
+    summary = re.split(r"[:.](?= |$)", description, maxsplit=1)[0]
+    default = {} if name == "reduction" else {"default": getattr(Config, name), "show_default": True}
+    return click.option(f"--{name}", help=f"{summary}. {note}".strip(), **default | settings)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -94,37 +107,26 @@ def demo(seed, steps, framework, out, quick):
 @click.option("--resume", is_flag=True, help="Resume the run in --out with its original options.")
 @click.option("--network", type=click.Choice(NETWORKS), default=Config.network, show_default=True)
 @click.option("--dim", type=COUNT, default=Config.dim, show_default=True, help="Embedding dimension.")
-@click.option("--loss", type=click.Choice([*LOSSES]), default=Config.loss, show_default=True)
-@click.option("--miner", type=click.Choice([*MINERS, "none"]), default="none", show_default=True)
-@click.option(
-    "--reduction",
+@declared_option(Objective, "loss", type=click.Choice(sorted(LOSSES)))
+@declared_option(Objective, "miner", type=click.Choice([*sorted(MINERS), "none"]), default="none")
+@declared_option(
+    Objective,
+    "reduction",
     type=click.Choice(PAIR_REDUCTIONS),
-    help=f"Reduction over pairs, for {', '.join(REDUCED)}.  [default: mean]",
+    note=f"For {', '.join(REDUCED)}.  [default: mean]",
 )
 @click.option("--capacity", type=COUNT, default=Config.capacity, show_default=True, help="Rows of the memory.")
-@click.option(
-    "--warmup",
+@declared_option(
+    Objective,
+    "warmup",
     type=click.IntRange(min=0),
-    help=f"Steps before the memory loss is added.  [default: {Config.warmup}, at most a quarter of the steps]",
+    default=None,
+    note=f"[default: {Config.warmup}, at most a quarter of the steps]",
 )
-@click.option(
-    "--weight",
-    type=Finite(min=0),
-    default=Config.weight,
-    show_default=True,
-    help="Weight of the memory loss; 0 trains without a memory.",
-)
-@click.option("--follow", is_flag=True, help="Shift the memory by the motion of the batch mean, which slows its drift.")
-@click.option(
-    "--probes",
-    type=click.IntRange(min=0),
-    default=Config.probes,
-    show_default=True,
-    help="Rows to re-embed every --every steps; their motion corrects the whole memory. 0 (off) or at least 8.",
-)
-@click.option(
-    "--every", type=COUNT, default=Config.every, show_default=True, metavar="STEPS", help="Steps between probes."
-)
+@declared_option(Objective, "weight", type=Finite(min=0), note="0 trains without a memory.")
+@declared_option(Compensation, "follow", is_flag=True)
+@declared_option(Compensation, "probes", type=click.IntRange(min=0), note="0, or at least 8.")
+@declared_option(Compensation, "every", type=COUNT, metavar="STEPS")
 @click.option(
     "--classes", type=click.IntRange(min=2), default=Config.classes, show_default=True, help="Classes per batch (P)."
 )
