@@ -85,10 +85,10 @@ FAULTS = {
         (
             "dtype",
             "labels must be integers",
-            "rank 1 refused its batch, so nothing was stored on any rank. TypeError: labels",
+            "rank 1 raised an error for its batch, so no rank stored anything. TypeError: labels",
         ),
-        ("size", "embeddings must have shape", "rank 1 refused its batch"),
-        ("lengths", "labels must have shape", "rank 1 refused its batch"),
+        ("size", "embeddings must have shape", "rank 1 raised an error for its batch"),
+        ("lengths", "labels must have shape", "rank 1 raised an error for its batch"),
         ("ids", "ids must come from all 2 ranks or none, got it from [1] alone", "ids must come from all 2 ranks"),
         (
             "float64",
@@ -299,7 +299,7 @@ def test_a_shard_is_refused_elsewhere_and_fill_tells_of_a_broken_encoder(ranks):
     ):
         pickle.loads(one)(*batch(0))
     assert raised == ("ArithmeticError", "no embedding today")
-    assert "rank 1 refused its batch" in told[1]
+    assert "rank 1 raised an error for its batch" in told[1]
     assert "no embedding today" in told[1]
 
 
@@ -421,7 +421,7 @@ def test_a_rank_that_leaves_is_an_error_that_names_xbm(seconds):
         (kind, text), problem = answer(ranks.pipes[0])
     assert problem is None
     assert kind == "RuntimeError"
-    assert "XBM's 2 ranks could not tell each other what they bring (this is rank 0): one of them has raised" in text
+    assert "XBM's 2 ranks could not compare their batches (this is rank 0): one of them has raised" in text
 
 
 def states():
