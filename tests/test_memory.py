@@ -10,6 +10,7 @@ import xbm
 from tests import oracle
 from tests.strategies import SIZES, batches, capacities, dims, histories, lengths, other_capacities
 from xbm import memory, placing
+from xbm.memory_state import inconsistency
 from xbm.state import named
 
 
@@ -126,7 +127,7 @@ class MemoryMachine(RuleBasedStateMachine):
     def holds_what_the_deque_holds(self):
         if hasattr(self, "state"):
             assert_holds(self.backend, self.state, self.model)
-            assert memory.inconsistency(self.state) is None
+            assert inconsistency(self.state) is None
             assert np.all(self.backend.numpy(self.state.ids)[int(self.state.count) :] == -1)
 
 
@@ -255,4 +256,4 @@ def test_enqueue_refuses_lists(backend):
 )
 def test_unsound_states_are_told(backend, change, clause):
     state = xbm.init(capacity=4, dim=2, xp=backend.xp)
-    assert clause in memory.inconsistency(state._replace(**{name: backend.array(x) for name, x in change.items()}))
+    assert clause in inconsistency(state._replace(**{name: backend.array(x) for name, x in change.items()}))

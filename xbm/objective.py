@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from xbm import backends, checks, drift, placing
 from xbm import memory as memories
@@ -13,18 +13,19 @@ from xbm.compensation import Compensation, Probes, still
 from xbm.criterion import Criterion, CriterionOptions
 from xbm.losses import Differentiated, LossLike
 from xbm.memory_state import MemoryState
-from xbm.options import choice, documented, instance, option, whole
+from xbm.options import documented, instance, option, whole
 from xbm.ranks import ONE, Ranks
 from xbm.relation import Relation, RelationOptions
 from xbm.schedule import Schedule, ScheduleOptions, WarmUp
 from xbm.state import State
 from xbm.step import Step, joined
+from xbm.storage import Storage, StorageOptions
 from xbm.terms import Term, batch_term, memory_term
 
 
 @documented
 @dataclass(frozen=True, kw_only=True)
-class Objective(Relation, Schedule, Criterion):
+class Objective(Storage, Relation, Schedule, Criterion):
     r"""In-batch loss plus memory loss over the same pair loss: L = (1/B) sum_i (L_i^batch + weight L_i^memory).
 
     Parameters
@@ -55,23 +56,6 @@ class Objective(Relation, Schedule, Criterion):
     """
 
     in_batch: bool = option(True, checks.flag, """Whether the in-batch term counts.""")
-    normalize: bool = option(
-        True,
-        checks.flag,
-        """Compare and store x / max(|x|, 1e-6), so that similarities are cosines in [-1, 1]; else x itself.""",
-    )
-    copies: Literal["exclude", "keep", "replace"] = option(
-        "exclude",
-        choice("exclude", "keep", "replace"),
-        """Treatment of older rows of an anchor's own sample, with ids: excluded from its pairs; kept; or replaced by
-        the new row, so that the memory holds one row per sample (see `xbm.enqueue`).""",
-    )
-    on_nonfinite: Literal["skip", "raise"] = option(
-        "skip",
-        choice("skip", "raise"),
-        """Treatment of rows with NaN or infinity: not stored, but counted in the report; or an error, which
-        synchronises the device and cannot be compiled.""",
-    )
     compensate: Compensation | None = option(
         None,
         instance(Compensation, "an xbm.Compensation"),
@@ -173,7 +157,7 @@ class Objective(Relation, Schedule, Criterion):
         given: dict[str, Any] = {"ids": ids, "keys": keys, "key_labels": key_labels, "enqueue": enqueue}
         batch, ranks = group.meet(lambda: self._read(memory, x, labels, training=True, **given))
         batch = batch.gathered(ranks)
-        keep, bad, placement = self._placed(memory, batch, ranks)
+        keep, bad, placement = self.placed(memory, batch, ranks)
         needed = batch.keys is None or batch.labels is None
         slots = placing.own_slots(memory, keep, placement) if needed else None
         batch = batch.labelled(slots, placement.capacity)
@@ -232,7 +216,7 @@ class Objective(Relation, Schedule, Criterion):
         memory = state.memory
         batch, ranks = group.meet(lambda: self._read(memory, x, labels, ids=ids))
         batch = batch.gathered(ranks)
-        placed = self._placed(memory, batch, ranks)
+        placed = self.placed(memory, batch, ranks)
         return state._replace(memory=memories.write(memory, batch.stored, batch.labels, batch.ids, *placed, age=1))
 
     def move(
@@ -273,12 +257,6 @@ class Objective(Relation, Schedule, Criterion):
             miner.refuse(x.shape[1])
         return batch
 
-    def _placed(self, memory: MemoryState, batch: Batch, ranks: Ranks) -> tuple[Array, Array, placing.Placement]:
-        """Return the rows of a batch to store, the rows left out as not finite, and the places of the rows."""
-        keep, bad = memories.storable(memory, batch.stored, mask=batch.enqueue, on_nonfinite=self.on_nonfinite)
-        replaced = batch.ids if self.copies == "replace" else None
-        return keep, bad, placing.place(memory, keep, replace=replaced, shard=ranks.shard, spread=ranks.keys)
-
     def _batch_term(self, batch: Batch, step: Array, ranks: Ranks, *, gradient: bool) -> Term:
         return batch_term(self.criterion, self, batch, step, ranks, counts=self.in_batch, gradient=gradient)
 
@@ -311,13 +289,10 @@ class Objective(Relation, Schedule, Criterion):
         return self.weight_after(counted, batch.z.dtype), term
 
 
-class Options(CriterionOptions, ScheduleOptions, RelationOptions, total=False):
+class Options(CriterionOptions, ScheduleOptions, RelationOptions, StorageOptions, total=False):
     """The options of an `Objective` but for the loss, for type checkers: `**options: Unpack[Options]`."""
 
     in_batch: bool
-    normalize: bool
-    copies: Literal["exclude", "keep", "replace"]
-    on_nonfinite: Literal["skip", "raise"]
     compensate: Compensation | None
     block_rows: int | None
 

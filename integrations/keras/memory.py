@@ -9,7 +9,7 @@ import numpy as np
 
 from xbm import backends, checks, memory
 from xbm.integers import fits as within
-from xbm.memory_state import MemoryState, Rows
+from xbm.memory_state import MemoryState, Rows, inconsistency
 from xbm.objective import Objective
 from xbm.state import PARTS, State, from_named, named
 
@@ -113,7 +113,7 @@ class Memory:
 
     def _fitted(self, saved: State) -> State:
         """Return a saved state in this memory's capacity; raise a ValueError if it does not fit."""
-        problem = memory.inconsistency(saved.memory)
+        problem = inconsistency(saved.memory)
         if problem is None and self.begun and saved.memory.embeddings.shape[1] != self.dim:
             problem = f"it holds rows of {saved.memory.embeddings.shape[1]} dimensions, this one of {self.dim}"
         if problem is None:

@@ -11,7 +11,6 @@ import re
 import shutil
 import uuid
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,8 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
+
+from xbm.integrations.torch.files import crc32, crc32_of, flush
 
 NAME, FORMAT, VALUE = "checkpoint.json", "xbm checkpoint 1", "a value"
 SHARDS = re.compile(r"shards-[0-9a-f]{32}")  # names of the subfolders
@@ -129,7 +130,7 @@ class _Writer(HuggingFaceStorageWriter):
         """Write this rank's file; return its name and CRC-32."""
         written = super().write_data(plan, planner).value()
         names = {one.storage_data.relative_path for one in written}
-        sums = {name: _crc32(self.shards / name) for name in names}
+        sums = {name: crc32(self.shards / name) for name in names}
         result: Future[list[WriteResult]] = Future()
         result.set_result([dataclasses.replace(one, storage_data=sums) for one in written])
         return result
@@ -139,13 +140,13 @@ class _Writer(HuggingFaceStorageWriter):
         files = {name: crc for rank in results for one in rank for name, crc in one.storage_data.items()}
         content = {"format": FORMAT, "shards": self.shards.name, "files": files, "values": self.values}
         with (self.shards / NAME).open("w") as file:
-            json.dump({"content": content, "crc32": _crc32_of(content)}, file)
+            json.dump({"content": content, "crc32": crc32_of(content)}, file)
             file.flush()
             os.fsync(file.fileno())
         for one in (self.shards, self.folder, self.folder.parent):
-            _flush(one)
+            flush(one)
         os.replace(self.shards / NAME, self.folder / NAME)
-        _flush(self.folder)
+        flush(self.folder)
         for one in self.folder.iterdir():
             if SHARDS.fullmatch(one.name) and one != self.shards:
                 shutil.rmtree(one, ignore_errors=True)
@@ -220,7 +221,7 @@ def _content(folder: Path) -> dict[str, Any]:
     try:
         whole = json.loads((folder / NAME).read_bytes())
         content = whole["content"]
-        sound = whole["crc32"] == _crc32_of(content) and content["format"] == FORMAT
+        sound = whole["crc32"] == crc32_of(content) and content["format"] == FORMAT
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"there is no checkpoint at {folder}: {NAME} not found") from None
     except (ValueError, KeyError, TypeError):
@@ -237,7 +238,7 @@ def _refuse_damage(shards: Path, files: dict[str, int]) -> None:
         raise ValueError(f"{shards} must hold the files {sorted(files)}, got {sorted(present)}")
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     for name in sorted(files)[rank::size]:
-        if _crc32(shards / name) != files[name]:
+        if crc32(shards / name) != files[name]:
             raise ValueError(f"{shards / name} is damaged: its CRC-32 differs from the one in {NAME}")
 
 
@@ -295,25 +296,3 @@ def _told(what: str) -> Iterator[None]:
         except CheckpointException as error:
             rank, (problem, _) = min(error.failures.items())
             raise RuntimeError(f"{what}: rank {rank}: {type(problem).__name__}: {problem}") from error
-
-
-def _flush(folder: Path) -> None:
-    """Flush a folder's entries to disk."""
-    if os.name != "nt":  # Windows cannot open folders
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _crc32(path: Path) -> int:
-    crc = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            crc = zlib.crc32(block, crc)
-    return crc
-
-
-def _crc32_of(content: Any) -> int:
-    return zlib.crc32(json.dumps(content).encode())

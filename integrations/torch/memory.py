@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from xbm import backends, checks, memory
 from xbm.integrations.torch.ranks import is_initialized
-from xbm.memory_state import MemoryState, Rows
+from xbm.memory_state import MemoryState, Rows, inconsistency
 from xbm.objective import Objective
 from xbm.ranks import Shard
 from xbm.state import PARTS, State, from_named, named
@@ -234,7 +234,7 @@ class Memory(torch.nn.Module):
         return State(fresh.memory, *(_fitted_part(*one) for one in parts))
 
     def _fitted_memory(self, saved: MemoryState) -> MemoryState:
-        problem = memory.inconsistency(saved)
+        problem = inconsistency(saved)
         if problem:
             raise ValueError(problem)
         if saved.embeddings.shape[1] != self.dim:
