@@ -100,8 +100,8 @@ def test_an_objective_or_its_options_not_both():
     assert objective_of(objective, None, {}) is objective
     assert objective_of(None, None, {"weight": 0.5}) == objective
     assert objective_of(None, "supcon", {}).loss == xbm.SupCon()
-    for loss, more, names in ((None, {"warmup": 3}, "warmup"), ("supcon", {"ramp": 1}, "loss, ramp")):
-        with pytest.raises(ValueError, match=f"^{names} belong to the objective"):
+    for loss, more, names in ((None, {"warmup": 3}, "warmup="), ("supcon", {"ramp": 1}, "loss=, ramp=")):
+        with pytest.raises(ValueError, match=f"not both: got objective= and {names}$"):
             objective_of(objective, loss, more)
     with pytest.raises(TypeError, match=r"objective must be an xbm.Objective, got 3"):
         objective_of(3, None, {})
