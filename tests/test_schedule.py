@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import xbm
@@ -152,10 +152,12 @@ def test_compiled_is_eager(backend):
 @pytest.mark.parametrize("sharded", [False, True])
 @settings(max_examples=1 if COMPILES else 5)
 @given(seed=st.integers(0, 2**32 - 1))
+@example(seed=0)  # which settles
+@example(seed=3511753)  # whose drift stays too large
 def test_ranks_are_one_process(backend, sharded, seed):
     rng, ranks = np.random.default_rng(seed), 2
     objective = xbm.Objective(warmup=1, copies="replace", **EVERYTHING)
-    states = [fresh(backend, objective, capacity) for capacity in (12, *[6 if sharded else 12] * ranks)]
+    states, drifts = [fresh(backend, objective, capacity) for capacity in (12, *[6 if sharded else 12] * ranks)], []
     for _ in range(4):
         x, labels, ids = rng.normal(size=(8, 3)), rng.integers(3, size=8), rng.integers(9, size=8)
         parts = [slice(8), slice(4), slice(4, 8)]
@@ -168,13 +170,14 @@ def test_ranks_are_one_process(backend, sharded, seed):
 
         found = [objective.step(states[0], **arrays[0]), *together(ranks, work)]
         states = [result.state for result in found]
+        drifts.append(float(states[0].warmup.drift))
         for result in found[1:]:
             np.testing.assert_allclose(backend.numpy(result.loss), backend.numpy(found[0].loss), rtol=1e-9)
             for one, other in zip(result.state.warmup, states[0].warmup, strict=True):
                 np.testing.assert_allclose(backend.numpy(one), backend.numpy(other), rtol=1e-6)
         expected, *gradients = (backend.numpy(result.gradient) for result in found)
         np.testing.assert_allclose(np.concatenate(gradients), expected, rtol=1e-7, atol=1e-12)
-    assert int(states[0].warmup.counted) > 0
+    assert (int(states[0].warmup.counted) > 0) == any(drift <= EVERYTHING["settle"] for drift in drifts[1:])
 
 
 # Refusals.
