@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -24,3 +26,9 @@ class Registry(dict[str, Callable[..., T]], Generic[T]):
             return kind
 
         return decorate
+
+
+def import_all(package: str, path: Iterable[str]) -> None:
+    """Import every module of a package, given its name and `__path__`, so that each registers its classes."""
+    for module in iter_modules(path):
+        import_module(f"{package}.{module.name}")

@@ -22,6 +22,7 @@ from xbm.losses.ranking import RankingLoss, RecallAtK, SmoothAP
 from xbm.losses.supcon import SupCon
 from xbm.losses.triplets import SemiHardTriplet, Triplet, TripletLoss
 from xbm.losses.tuplet import NTXent, TupletLoss, TupletMargin
+from xbm.registry import import_all
 
 __all__ = [
     "LOSSES",
@@ -61,6 +62,8 @@ __all__ = [
 
 LossLike: TypeAlias = str | RowLoss | Function
 """A loss as accepted by `get`: a name in `LOSSES`, a loss object, or a function."""
+
+import_all(__name__, __path__)  # a file beside these registers its losses by being there
 
 REDUCED = [name for name, loss in LOSSES.items() if "reduction" in signature(loss).parameters]
 """Names of the losses with a `reduction` option."""

@@ -7,6 +7,7 @@ from xbm.mining.mined import Mined, MinedRows, mined
 from xbm.mining.multi_similarity import MultiSimilarityMiner
 from xbm.mining.semi_hard import SemiHardMiner
 from xbm.mining.top import EasyPositiveMiner, HardNegativeMiner, TopMiner
+from xbm.registry import import_all
 
 __all__ = [
     "MINERS",
@@ -25,3 +26,5 @@ __all__ = [
     "get",
     "mined",
 ]
+
+import_all(__name__, __path__)  # a file beside these registers its miners by being there
