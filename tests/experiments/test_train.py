@@ -270,7 +270,7 @@ def test_photographs_in_folders(train, tmp_path):
 REFUSED = [
     (["--capacity", "0"], "0 is not in the range x>=1"),
     (["--capacity", "99999999999999"], "not enough memory for --capacity 99,999,999,999,999 and"),
-    (["--probes", "3"], "probes must be 0 or at least 8"),
+    (["--probes", "3"], "probes must be 0, or at least 8 to fit a map, got 3"),
     (["--threads", "999999"], "999999 is not in the range 1<=x<=512"),
     (["--classes", "6"], "--classes must be at most the number of training classes, got 6 for 5"),
     (["--classes", "5", "--instances", "7"], "must not be larger than the training set, got 5 x 7 pictures for 30"),
