@@ -213,6 +213,7 @@ class Objective(Storage, Relation, Schedule, Criterion):
 
     def store(self, state: State, x: Array, labels: Array, *, ids: Array | None = None, group: Group = ALONE) -> State:
         """Return the state with a batch stored as rows older than the next call; nothing is compared or counted."""
+        self.check_state(state)
         memory = state.memory
         batch, ranks = group.meet(lambda: self._read(memory, x, labels, ids=ids))
         batch = batch.gathered(ranks)

@@ -130,7 +130,19 @@ def kind_of(annotation: Any) -> str:
 
 
 def documented(owner: type[T]) -> type[T]:
-    """Put the descriptions of a dataclass's options in place of `{options}` in its docstring."""
+    """Decorate a dataclass of keyword options: describe them in its docstring, and check their names.
+
+    `{options}` in the docstring becomes their descriptions, and the error for an unknown name suggests the nearest
+    option.
+    """
+    init: Any = owner.__init__
+
+    @wraps(init)
+    def checked(self: Any, **given: Any) -> None:
+        check_names(owner.__name__, given, tuple(inspect.signature(init).parameters)[1:])
+        init(self, **given)
+
+    setattr(owner, "__init__", checked)  # noqa: B010  (a type checker forbids the assignment)
     return _with_docs(owner, owner)
 
 
