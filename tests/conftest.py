@@ -8,13 +8,12 @@ from hypothesis import HealthCheck, settings
 from tests import table
 from tests.table import BACKENDS
 
-untimed = settings(
-    deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)  # no timing limits, so a busy machine cannot fail a test
+# Without time limits, a busy machine cannot fail a test.
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("dev", untimed, max_examples=30)
 settings.register_profile("ci", untimed, max_examples=60, derandomize=True, print_blob=True)
 settings.register_profile("ci-traced", settings.get_profile("ci"), max_examples=30)  # traces a graph per signature
-settings.register_profile("ci-compiled", settings.get_profile("ci"), max_examples=10)  # compiles for seconds per shape
+settings.register_profile("ci-compiled", settings.get_profile("ci"), max_examples=20)  # of few shapes, see strategies
 settings.register_profile("nightly", untimed, max_examples=2000)
 settings.load_profile(os.environ.get("XBM_HYPOTHESIS_PROFILE", "dev"))
 
