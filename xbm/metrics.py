@@ -20,10 +20,10 @@ LEAST_WIDTH = 16  # items per chunk below which the two-stage selection excludes
 class Retrieval(NamedTuple):
     """Means over the queries with at least one relevant item, in [0, 1]; NaN if no query has one."""
 
-    recall: dict[int, float]  # R@K for each K: share of queries with a relevant item among the K nearest
-    r_precision: float  # share of relevant items among the R nearest, R = the query's relevant items
-    map_at_r: float  # mean of (1/R) sum_{i<=R} P(i) rel(i)
-    queries: int  # number of queries in the means
+    recall: dict[int, float]  #: R@K for each K: share of queries with a relevant item among the K nearest
+    r_precision: float  #: share of relevant items among the R nearest, R = the query's relevant items
+    map_at_r: float  #: mean of (1/R) sum_{i<=R} P(i) rel(i)
+    queries: int  #: number of queries in the means
 
 
 def retrieval(

@@ -52,8 +52,8 @@ class Sum(NamedTuple):
 class LogSumExp(NamedTuple):
     """log sum_j w_j exp(x_j) over a row, (B,). The sum is scaled by exp(-max x) to prevent overflow."""
 
-    peak: Array  # (B,) largest x with w > 0; -inf without pairs
-    total: Array  # (B,) sum of w exp(x - peak)
+    peak: Array  #: (B,) largest x with w > 0; -inf without pairs
+    total: Array  #: (B,) sum of w exp(x - peak)
 
     @classmethod
     def of(cls, x: Array, weight: Array) -> Self:
@@ -81,9 +81,9 @@ class LogSumExp(NamedTuple):
 class TopK(NamedTuple):
     """The k pairs of a row with the largest scores, in descending order; ties are ordered by slot."""
 
-    score: Array  # (B, k), -inf beyond the last pair
-    slot: Array  # (B, k), -1 beyond the last pair
-    similarity: Array  # (B, k)
+    score: Array  #: (B, k), -inf beyond the last pair
+    slot: Array  #: (B, k), -1 beyond the last pair
+    similarity: Array  #: (B, k)
 
     @classmethod
     def of(cls, score: Array, weight: Array, block: Any, k: int = 1) -> TopK:

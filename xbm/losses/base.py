@@ -22,12 +22,12 @@ from xbm.registry import Registry
 class Block(NamedTuple):
     """The pairs of B anchors with m rows of the memory (or of the batch)."""
 
-    S: Array  # (B, m) similarities; cosines in [-1, 1] if embeddings are normalised
-    P: Array  # (B, m) weight of each pair as a positive, 0 = not a positive
-    N: Array  # (B, m) weight of each pair as a negative, 0 = not a negative
-    slots: Array  # (m,) slot of each row
-    anchors: Array  # (B,) index of each anchor
-    step: Array | int = 0  # () index of the call
+    S: Array  #: (B, m) similarities; cosines in [-1, 1] if embeddings are normalised
+    P: Array  #: (B, m) weight of each pair as a positive, 0 = not a positive
+    N: Array  #: (B, m) weight of each pair as a negative, 0 = not a negative
+    slots: Array  #: (m,) slot of each row
+    anchors: Array  #: (B,) index of each anchor
+    step: Array | int = 0  #: () index of the call
 
 
 Stage: TypeAlias = Callable[[Block, Results], Summaries]
@@ -101,8 +101,8 @@ LOSSES: Registry[RowLoss] = Registry()
 class Side(NamedTuple):
     """Weights and reductions of the positive or the negative pairs of a block."""
 
-    weights: Array  # (B, m) without the side's factor
-    summaries: Summaries  # {name: reduction over the side's pairs}
+    weights: Array  #: (B, m) without the side's factor
+    summaries: Summaries  #: {name: reduction over the side's pairs}
 
 
 class SidedPairLoss(PairLoss):

@@ -23,10 +23,10 @@ def _ks(name: str, value: Any) -> tuple[int, ...]:
 class Ranks(NamedTuple):
     """Smooth ranks of each anchor's K positives, starting at 1, among the positives and among all rows."""
 
-    among_positives: Array  # (B, K) G = 1 + sum of sigmoids of the other positives
-    among_all: Array  # (B, K) R = G + sum of sigmoids of the negatives
-    weight: Array  # (B, K) normalised weight of each positive, 0 beyond the last positive
-    n: Array  # (B, 1) total number of positives of the anchor
+    among_positives: Array  #: (B, K) G = 1 + sum of sigmoids of the other positives
+    among_all: Array  #: (B, K) R = G + sum of sigmoids of the negatives
+    weight: Array  #: (B, K) normalised weight of each positive, 0 beyond the last positive
+    n: Array  #: (B, 1) total number of positives of the anchor
 
 
 class RankingLoss(PairLoss):

@@ -21,8 +21,8 @@ from xbm.rowwise import take_in_rows
 class Counts(NamedTuple):
     """Number of triplets of each pair, weighted by the other pair of the triplet."""
 
-    of_positives: Array  # (B, m) for each positive, sum of the weights of the negatives
-    of_negatives: Array  # (B, m) for each negative, sum of the weights of the positives
+    of_positives: Array  #: (B, m) for each positive, sum of the weights of the negatives
+    of_negatives: Array  #: (B, m) for each negative, sum of the weights of the positives
 
     def __sub__(self, other: "Counts") -> "Counts":
         """Return the counts without those of a subset of the triplets."""
