@@ -43,12 +43,15 @@ from xbm.mining import (
 from xbm.objective import Objective
 from xbm.reductions import LogSumExp, Sum, TopK
 from xbm.relation import LogQ
-from xbm.report import REPORT, Report
+from xbm.report import Report
 from xbm.schedule import WarmUp
 from xbm.state import State
 from xbm.step import Step
 
 __version__ = "0.1.0"
+
+REPORT = Report._fields
+"""Names of a call's figures, in the order of `Report`."""
 
 __all__ = [
     "NCA",
