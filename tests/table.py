@@ -164,9 +164,6 @@ NEEDS = {
 }
 """Tests of one framework: how their paths begin, and the packages without which they are left out."""
 
-APART = ("test_torch_compile", "test_jax", "test_tensorflow", "test_tensorflow_namespace")
-"""Files of slow tests that share nothing: any worker takes one."""
-
 DATA = {"XBM_OMNIGLOT": "Omniglot's pictures are not part of the repository: the variable names them where they are"}
 """Variable with the path of a data set: why tests of that are skipped without it."""
 
