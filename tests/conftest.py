@@ -30,18 +30,6 @@ def pytest_ignore_collect(collection_path, config):
     return True if any(path.startswith(left_out) for left_out in table.left_out()) else None
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Keep the tests of a file on one worker of `--dist loadgroup`, so that what they share is made once.
-
-    That is ranks, of several files, and on JAX the compiled operations. Tests that each compile programs of their own
-    share nothing.
-    """
-    for item in items:
-        if item.path.stem not in table.APART:
-            item.add_marker(pytest.mark.xdist_group("ranks" if hasattr(item.module, "shared") else item.path.stem))
-
-
 @pytest.fixture(scope="session", params=BACKENDS, ids=repr)
 def backend(request):
     """Each installed array library in turn."""

@@ -127,9 +127,6 @@ NEEDS = {
 }
 """Path prefixes of tests, and the packages without which these tests are ignored."""
 
-APART = ("test_torch_compile", "test_jax", "test_tensorflow", "test_tensorflow_namespace")
-"""Files of slow tests that share nothing: any worker takes one."""
-
 DATA = {"XBM_OMNIGLOT": "Omniglot is not part of the repository: set the variable to the path of its .npz"}
 """Environment variable with the path of a data set: reason why its tests are skipped if it is unset."""
 

@@ -235,7 +235,7 @@ def test_half_precision_does_not_overflow(backend, loss):
 def test_batches_of_one(backend, loss):
     """A batch of one sample, with an empty memory and later: finite, and 0 without pairs."""
     rng = np.random.default_rng(5)
-    objective = xbm.Objective(loss=loss, warmup=0, block_rows=block_rows(backend, 3, 1))
+    objective = xbm.Objective(loss=loss, warmup=0, block_rows=3)
     state = objective.init(capacity=6, dim=16, dtype=backend.xp.float64, xp=backend.xp)
     for call in range(8):
         x, label = backend.array(rng.normal(size=(1, 16))), backend.array(np.asarray([call % 2]))
