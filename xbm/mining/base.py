@@ -18,7 +18,7 @@ class Miner(Options, Staged, ABC):
     `summarise` reduces a block as a loss does, `select` returns the block with other pair weights P and N.
     """
 
-    needs_cosines: bool = False  # True: refuses `normalize=False`
+    needs_cosines: bool = False  # True: `normalize=False` raises an error
     whole_rows: bool = False  # True: `select` wants blocks of whole rows, (B, M) numbers at once
 
     @property
