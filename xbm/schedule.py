@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from xbm import backends, checks
 from xbm.backends import Array, device_of
+from xbm.integers import at_most
 from xbm.memory_state import MemoryState
 from xbm.options import Options, number, option, whole
 
@@ -67,7 +68,7 @@ class Schedule(Options):
         mean = xp.where(xp.isnan(state.drift), new, DRIFT_DECAY * state.drift + (1 - DRIFT_DECAY) * new)
         mean = xp.where(xp.isnan(new), state.drift, mean)
         counts = (state.counted > 0) | ((step >= self.warmup) & (mean <= self.settle))
-        more = xp.clip(state.counted + 1, max=max(self.ramp, 1))
+        more = at_most(state.counted + 1, max(self.ramp, 1))
         return WarmUp(mean, xp.where(counts, more, state.counted))
 
     def calls_counted(self, state: WarmUp | None, step: Array) -> Array:

@@ -42,10 +42,10 @@ VALUES = {
     "match": (near, equal),
     "pair_weights": (rare, LogQ(torch.zeros(3))),
     "ignore_label": (1, 2),
-    "in_batch": (True, False),
     "normalize": (True, False),
     "copies": ("exclude", "replace"),
     "on_nonfinite": ("skip", "raise"),
+    "in_batch": (True, False),
     "compensate": (Compensation(), Compensation(returning=True)),
     "block_rows": (3, 5),
 }
