@@ -404,7 +404,8 @@ def test_every_name_is_one_of_the_standard_and_is_tested():
 
 def test_every_name_that_the_core_uses_is_there():
     core = Path(xbm.__file__).parent
-    files = [*core.glob("*.py"), *(core / "losses").glob("*.py"), core / "backends" / "standard.py"]
+    packages = [core, core / "losses", core / "mining", core / "compensation"]
+    files = [*(file for package in packages for file in package.glob("*.py")), core / "backends" / "standard.py"]
     text = "\n".join(file.read_text() for file in files)
     used = set(re.findall(r"(?:\bxp|array_namespace\(\S+\))\.((?:linalg\.)?[a-z]\w*)", text))
     assert len(used) > 30

@@ -53,4 +53,5 @@ def mixed(h: Array) -> Array:
 
 def _low(h: Array) -> Array:
     """Return the lower 32 bits of integers, which are all that 32-bit ones have."""
-    return h if backends.array_namespace(h).iinfo(h.dtype).bits == 32 else h & 0xFFFFFFFF
+    xp = backends.array_namespace(h)
+    return h if xp.iinfo(h.dtype).bits == 32 else h & 0xFFFFFFFF
