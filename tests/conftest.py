@@ -12,7 +12,7 @@ from tests.table import BACKENDS
 untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("dev", untimed, max_examples=30)
 settings.register_profile("ci", untimed, max_examples=60, derandomize=True, print_blob=True)
-settings.register_profile("ci-traced", settings.get_profile("ci"), max_examples=30)  # traces a graph per signature
+settings.register_profile("ci-traced", settings.get_profile("ci"), max_examples=20)  # traces a graph per signature
 settings.register_profile("ci-compiled", settings.get_profile("ci"), max_examples=20)  # of few shapes, see strategies
 settings.register_profile("nightly", untimed, max_examples=2000)
 settings.load_profile(os.environ.get("XBM_HYPOTHESIS_PROFILE", "dev"))

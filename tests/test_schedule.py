@@ -12,7 +12,7 @@ from tests.ranks import Threads, together
 from tests.test_memory import assert_same_state, snapshot
 from tests.test_objective import keywords
 from tests.test_pairing import COMPILERS
-from tests.test_ranks import COMPILES
+from tests.test_ranks import FEW
 from xbm.compensation import still
 from xbm.state import from_named, named
 
@@ -150,7 +150,7 @@ def test_compiled_is_eager(backend):
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-@settings(max_examples=1 if COMPILES else 5)
+@settings(max_examples=FEW)
 @given(seed=st.integers(0, 2**32 - 1))
 @example(seed=0)  # which settles
 @example(seed=3511753)  # whose drift stays too large
