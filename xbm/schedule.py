@@ -80,7 +80,7 @@ class Schedule(Options):
         if not self.ramp:
             return self.weight
         xp, _ = backends.of(counted)
-        return self.weight * xp.astype(xp.clip(counted, min=0, max=self.ramp), dtype) / self.ramp
+        return self.weight * xp.astype(at_most(xp.clip(counted, min=0), self.ramp), dtype) / self.ramp
 
 
 class ScheduleOptions(TypedDict, total=False):
