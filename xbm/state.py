@@ -22,6 +22,9 @@ class State(NamedTuple):
 PARTS: dict[str, Any] = {"": MemoryState, "warmup_": WarmUp, "motion_": Motion}
 """The parts of a `State` in its order, by the prefix of their names in `named`."""
 
+NAMES = tuple(f"{prefix}{name}" for prefix, kind in PARTS.items() for name in kind._fields)
+"""All names that `named` can give, in its order."""
+
 
 def named(state: State) -> dict[str, Array]:
     """Return the arrays of a state by name: `embeddings`, `labels`, ..., `warmup_drift`, ..., `motion_shift`, ..."""

@@ -11,7 +11,7 @@ from xbm import backends, checks, memory
 from xbm.integers import fits as within
 from xbm.memory_state import MemoryState, Rows, inconsistency
 from xbm.objective import Objective
-from xbm.state import PARTS, State, from_named, named
+from xbm.state import NAMES, State, from_named, named
 
 
 class Memory:
@@ -98,8 +98,7 @@ class Memory:
 
     def _values(self) -> dict[str, Any]:
         """Return the variables' values by name."""
-        names = [f"{prefix}{name}" for prefix, kind in PARTS.items() for name in kind._fields]
-        return {name: getattr(self, name).value for name in names if hasattr(self, name)}
+        return {name: getattr(self, name).value for name in NAMES if hasattr(self, name)}
 
     def _assign(self, state: State) -> None:
         """Set all variables, which begin here if they do not exist."""

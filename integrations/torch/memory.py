@@ -13,10 +13,7 @@ from xbm.integrations.torch.ranks import is_initialized
 from xbm.memory_state import MemoryState, Rows, inconsistency
 from xbm.objective import Objective
 from xbm.ranks import Shard
-from xbm.state import PARTS, State, from_named, named
-
-NAMES = tuple(f"{prefix}{name}" for prefix, kind in PARTS.items() for name in kind._fields)
-"""Names that buffers of a state can have."""
+from xbm.state import NAMES, PARTS, State, from_named, named
 
 backends.of(torch.empty(0))  # looked up before a compiler looks
 
